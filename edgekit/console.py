@@ -1,0 +1,212 @@
+"""The only code that talks to a person: progress, notes, warnings, tables.
+
+Silent until :func:`configure` is called, as the command line does; a library user gets
+the same events through ``logging`` and the ``progress`` callback instead. Talk goes to
+stderr; stdout is for the product (tables asked for, JSON, paths).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+Progress = Callable[[str, int, int], None]  # label, done, total (0: unknown)
+
+log = logging.getLogger("edgekit")
+PROGRESS_FILE = "EDGEKIT_PROGRESS_FILE"  # a child process writes here what its parent shows
+
+
+@dataclass
+class _State:
+    """How to talk; set once by the command line."""
+
+    speaking: bool = False
+    quiet: bool = False
+    verbosity: int = 0
+    progress: Progress | None = None
+    warnings: list[str] = field(default_factory=list)
+    bars: Any = None
+
+
+_state = _State()
+
+
+def configure(*, quiet: bool = False, verbosity: int = 0) -> None:
+    """Let edgekit speak on stderr (the command line calls this; a library user need not)."""
+    _state.speaking, _state.quiet, _state.verbosity = True, quiet, verbosity
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+
+
+@contextmanager
+def reporting(progress: Progress | None) -> Iterator[None]:
+    """Send progress to ``progress(label, done, total)`` while the block runs."""
+    before, _state.progress = _state.progress, progress
+    try:
+        yield
+    finally:
+        _state.progress = before
+
+
+def stderr() -> Console:
+    """A rich console on stderr that honours NO_COLOR and non-terminals."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def stdout() -> Console:
+    """A rich console on stdout, for the tables a user asked for."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def note(text: str) -> None:
+    """Say one line of progress."""
+    log.info(text)
+    if _state.speaking and not _state.quiet:
+        stderr().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Say a warning once; it is kept for the record too (:func:`warnings`)."""
+    if text in _state.warnings:
+        return
+    _state.warnings.append(text)
+    if _state.speaking:
+        stderr().print(f"warning: {text}", style="yellow", markup=False)
+    else:
+        log.warning(text)
+
+
+def warnings() -> list[str]:
+    """Every warning said so far, in order."""
+    return list(_state.warnings)
+
+
+def clear_warnings() -> None:
+    """Forget the warnings said so far: a new run begins."""
+    _state.warnings.clear()
+
+
+def out(text: str) -> None:
+    """Print the product itself on stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def out_json(document: Any) -> None:
+    """Print one JSON document on stdout, and nothing else."""
+    out(json.dumps(document, indent=2, sort_keys=False, allow_nan=False))
+
+
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Yield ``items`` while showing progress: a bar on a terminal, quiet elsewhere."""
+    count = total if total is not None else (len(items) if isinstance(items, Sized) else 0)
+    with progress(label, count) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def progress(label: str, total: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show progress of work that is not a loop; the block calls the yielded ``advance(n)``."""
+    show = _reporter(label, total)
+    done = 0
+    last = 0.0
+
+    def advance(step: int = 1) -> None:
+        nonlocal done, last
+        done += step
+        now = time.monotonic()
+        if now - last > 0.1 or done == total:
+            last = now
+            show(done, total)
+
+    show(0, total)
+    try:
+        yield advance
+    finally:
+        show(-1, total)
+
+
+def _reporter(label: str, total: int) -> Callable[[int, int], None]:
+    """Where progress goes: the parent's file, the user's callback, a bar, or nowhere."""
+    if path := os.environ.get(PROGRESS_FILE):
+        return lambda done, total: _write_progress(Path(path), label, done, total)
+    if callback := _state.progress:
+        return lambda done, total: callback(label, done, total) if done >= 0 else None
+    if _state.speaking and not _state.quiet and sys.stderr.isatty():
+        return _bar(label, total)
+    return lambda done, total: None
+
+
+def _write_progress(path: Path, label: str, done: int, total: int) -> None:
+    if done < 0:
+        return
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps([label, done, total]))
+    fresh.replace(path)
+
+
+def _bar(label: str, total: int) -> Callable[[int, int], None]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if _state.bars is None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        _state.bars = Progress(*columns, console=stderr(), transient=True)
+        _state.bars.start()
+    bars = _state.bars
+    task = bars.add_task(label, total=total or None)
+
+    def show(done: int, total: int) -> None:
+        if done >= 0:
+            bars.update(task, completed=done, total=total or None)
+            return
+        bars.remove_task(task)
+        if not bars.tasks:
+            bars.stop()
+            _state.bars = None
+
+    return show
+
+
+class Relay:
+    """Shows in the parent the progress that a child process wrote to ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._label: str | None = None
+        self._show: Callable[[int, int], None] | None = None
+
+    def poll(self) -> None:
+        """Read the child's latest word, if any."""
+        try:
+            label, done, total = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return
+        if label != self._label:
+            self.close()
+            self._label, self._show = label, _reporter(label, total)
+        if self._show:
+            self._show(done, total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._show:
+            self._show(-1, 0)
+        self._label = self._show = None

@@ -1,0 +1,1 @@
+"""What is measured: latency, memory, and the statistics that compare them."""

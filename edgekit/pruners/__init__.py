@@ -1,0 +1,1 @@
+"""Structured pruning on the exported graph. A file here ranks channels."""

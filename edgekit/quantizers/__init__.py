@@ -1,0 +1,1 @@
+"""Quantizers. A file here is one: it edits an ONNX graph by the target's scheme."""

@@ -1,0 +1,283 @@
+"""One TOML file describes the whole job, checked strictly before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from edgekit.errors import InputError
+from edgekit.target import checked, read_toml
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys are errors, values don't change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class ModelSection(Section):
+    """``[model]``: where the trained model comes from.
+
+    Attributes:
+        entry: ``file.py:function`` or ``package.module:function``; returns a ``torch.nn.Module`` and example inputs.
+        weights: A ``.safetensors`` or ``.pt`` state dict for it.
+        path: Instead of an entry: a ``.pt2`` exported program or an ``.onnx`` file.
+        licence: The model's licence, for the bundle's manifest.
+    """
+
+    entry: Any = None
+    weights: str | None = None
+    path: str | None = None
+    licence: str = ""
+
+
+class DataSection(Section):
+    """``[data]``: ``entry`` returns ``train``, ``calibration``, ``validation``, ``test``.
+
+    Each split is re-iterable over batches ``(inputs, labels)``; a split that is missing
+    matters only to a stage that needs it.
+    """
+
+    entry: Any = None
+
+
+class MetricSection(Section):
+    """``[metric]``: what "as good" means.
+
+    Attributes:
+        name: A member of ``edgekit/metrics``, or the path of the user's own ``.py``.
+        options: Passed to the metric (``k = 5``, ``average = "macro"``).
+    """
+
+    name: str = "accuracy"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainSection(Section):
+    """How edgekit trains, in recovery and in quantization-aware training.
+
+    Attributes:
+        epochs: Passes over ``train``.
+        optimizer: ``sgd``, ``adam`` or ``adamw``.
+        learning_rate: Peak rate; None: a sensible one for the optimizer and stage.
+        weight_decay: As the optimizer's.
+        schedule: ``cosine``, ``onecycle``, ``step``, ``plateau`` or ``constant``.
+        loss: ``auto`` (from the metric and the labels), a name, or ``file.py:function`` taking (outputs, labels).
+        distill: Weight of the distillation from the original in the loss, 0 to 1; 1 needs no labels.
+        temperature: Of the distillation.
+        patience: Epochs without a better validation metric after which to stop; 0: never.
+        processes: Data-parallel processes, under ``torchrun``.
+        torchrun: Further options for ``torchrun`` (``--nnodes=2`` …).
+    """
+
+    epochs: int = Field(3, ge=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float | None = Field(None, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["cosine", "onecycle", "step", "plateau", "constant"] = "cosine"
+    loss: Any = "auto"
+    distill: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(4.0, gt=0)
+    patience: int = Field(0, ge=0)
+    processes: int = Field(1, ge=1)
+    torchrun: tuple[str, ...] = ()
+
+
+class PruneSection(Section):
+    """``[prune]``: structured pruning.
+
+    Attributes:
+        method: A member of ``edgekit/pruners``, or the path of the user's own ``.py``.
+        ratio: Share of the channels of every free group to remove.
+        scope: ``local``: the same share of each group; ``global``: the weakest anywhere.
+        ratios: Ratio by layer name (``fnmatch`` patterns).
+        protect: Layers that stay whole (``fnmatch`` patterns).
+        target_macs, target_parameters: A goal instead of a ratio: a share of the original's, 0 to 1.
+        target_speedup: A goal measured on the target at the precision that ships.
+        iterations: Prune in that many steps.
+    """
+
+    method: str = "magnitude"
+    ratio: float = Field(0.3, ge=0, lt=1)
+    scope: Literal["local", "global"] = "local"
+    ratios: dict[str, float] = Field(default_factory=dict)
+    protect: tuple[str, ...] = ()
+    target_macs: float | None = Field(None, gt=0, le=1)
+    target_parameters: float | None = Field(None, gt=0, le=1)
+    target_speedup: float | None = Field(None, gt=1)
+    iterations: int = Field(1, ge=1)
+
+
+class QuantizeSection(Section):
+    """``[quantize]``: the scheme is the target's; this says how ranges and weights are found.
+
+    Attributes:
+        method: A member of ``edgekit/quantizers``, or ``auto``.
+        calibration: How ranges are found: ``auto``, ``minmax``, ``average``, ``percentile``, ``entropy``, ``mse``.
+        samples: Calibration samples at most.
+        max_drop: Limit on the metric's drop; layers that cost most go back to float until it holds.
+        train: Training of ``qat``.
+    """
+
+    method: str = "auto"
+    calibration: Literal["auto", "minmax", "average", "percentile", "entropy", "mse"] = "auto"
+    samples: int = Field(512, ge=1)
+    max_drop: float | None = Field(None, ge=0)
+    train: TrainSection = TrainSection(epochs=2, optimizer="adam", weight_decay=0.0, distill=1.0, temperature=1.0)
+
+
+class Preprocess(Section):
+    """Preprocessing folded into the graph: the device feeds raw uint8.
+
+    ``x = (raw * scale - mean) / std`` along the channel axis, before the model's first input.
+
+    Attributes:
+        scale: Factor on the raw values, 1/255 for images.
+        mean, std: One value, or one for each channel.
+        layout: ``nchw``, or ``nhwc`` where the device feeds channels last.
+        input: The input it concerns; empty: the model's only one.
+    """
+
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    input: str = ""
+
+
+class ExportSection(Section):
+    """``[export]``: torch to ONNX.
+
+    Attributes:
+        opset: ONNX operator set, 18 or above.
+        dynamic_batch: Whether the batch stays free.
+        dynamic_axes: Further free sizes: input name → axis → name.
+        shapes: Fixed shapes by input name, for targets that need them.
+        simplify: Whether onnxsim runs.
+        preprocess: Folded into the graph.
+    """
+
+    opset: int = Field(18, ge=18, le=25)
+    dynamic_batch: bool = True
+    dynamic_axes: dict[str, dict[str, str]] = Field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    simplify: bool = True
+    preprocess: Preprocess | None = None
+
+
+class MeasureSection(Section):
+    """``[measure]``: how long to measure, and how precisely.
+
+    Attributes:
+        pairs: Fresh process pairs at least. max_pairs: at most.
+        budget_s: Seconds for one target's rows at most.
+        precision: Half-width of the ratio's interval at which to stop.
+    """
+
+    pairs: int = Field(6, ge=2)
+    max_pairs: int = Field(40, ge=2)
+    budget_s: float = Field(120.0, gt=0)
+    precision: float = Field(0.02, gt=0)
+
+
+class Limits(Section):
+    """Limits that a row must keep. A drop is in the metric's own units; ratios are against the reference."""
+
+    min_metric: float | None = None
+    max_metric_drop: float | None = Field(None, ge=0)
+    max_size_bytes: int | None = Field(None, gt=0)
+    max_size_ratio: float | None = Field(None, gt=0)
+    max_latency_ms: float | None = Field(None, gt=0)
+    min_speedup: float | None = Field(None, gt=0)
+    max_memory_bytes: int | None = Field(None, gt=0)
+    max_macs: int | None = Field(None, gt=0)
+    min_int8_macs_share: float | None = Field(None, ge=0, le=1)
+
+
+class Rule(Limits):
+    """``[[gate.rule]]``: limits for some rows only (``fnmatch`` patterns)."""
+
+    variant: str = "*"
+    target: str = "*"
+
+
+class GateSection(Limits):
+    """``[gate]``: limits for every row but the reference, and ``[[gate.rule]]`` for some."""
+
+    on_inconclusive: Literal["pass", "fail"] = "fail"
+    rule: tuple[Rule, ...] = ()
+
+
+class Variant(Section):
+    """``[[variant]]``: one route through the line.
+
+    Each stage is switched on with true, off with false, or given a table that overrides the
+    recipe's section; ``quantize`` also takes a method's name.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    prune: bool | dict[str, Any] = False
+    recover: bool | dict[str, Any] | None = None
+    quantize: bool | str | dict[str, Any] = False
+    targets: tuple[str, ...] = ()
+
+
+class Recipe(Section):
+    """The whole job. From Python, live objects stand in place of entries."""
+
+    recipe_version: Literal[1] = 1
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: ModelSection
+    data: DataSection = DataSection()
+    metric: MetricSection = MetricSection()
+    prune: PruneSection = PruneSection()
+    recover: TrainSection = TrainSection()
+    export: ExportSection = ExportSection()
+    quantize: QuantizeSection = QuantizeSection()
+    targets: tuple[str, ...] = ("x86-cpu",)
+    measure: MeasureSection = MeasureSection()
+    gate: GateSection = GateSection()
+    variant: tuple[Variant, ...] = ()
+    base: Path = Field(Path(), exclude=True)
+
+    @model_validator(mode="after")
+    def _variants_are_told_apart(self) -> Recipe:
+        names = [v.name for v in self.variant]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"two variants are named {sorted(twice)[0]!r}")
+        return self
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("no target is named")
+        if len(set(value)) < len(value):
+            raise ValueError("a target is named twice")
+        return value
+
+
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: The TOML file; relative paths in it start at its folder.
+        overrides: Dotted keys and values, as ``--set key=value`` gives them.
+
+    Raises:
+        InputError: With the file, line and key, and the nearest known key.
+    """
+    file = Path(path)
+    data = read_toml(file)
+    if "base" in data:
+        raise InputError("unknown key 'base'", where=str(file), remedy="remove it")
+    for dotted, value in (overrides or {}).items():
+        section = data
+        *parents, last = dotted.split(".")
+        for key in parents:
+            section = section.setdefault(key, {})
+        section[last] = value
+    return checked(Recipe, {**data, "base": file.resolve().parent}, file)

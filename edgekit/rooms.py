@@ -1,0 +1,92 @@
+"""A file in a room is a member of it, and its name is the name you write in the recipe.
+
+Rooms are the packages ``pruners``, ``quantizers``, ``metrics`` and ``backends``. A path to
+the user's own ``.py`` file works wherever a name does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from edgekit.errors import InputError
+
+
+def members(room: str) -> list[str]:
+    """The names of a room's members, sorted, without importing any."""
+    folder = Path(__file__).parent / room
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+
+
+def load(room: str, name: str, *, base: Path | None = None) -> ModuleType:
+    """Import a room's member by name, or the user's own by path.
+
+    Args:
+        room: ``"backends"``, ``"metrics"``, …
+        name: A member's name, or a path that ends in ``.py``.
+        base: The folder that a relative path starts from (the recipe's).
+
+    Raises:
+        InputError: No such member (the nearest is offered), or no such file.
+    """
+    if name.endswith(".py"):
+        return load_file((base or Path()) / name)
+    known = members(room)
+    if name not in known:
+        noun = room.rstrip("s")
+        raise InputError(
+            f"no {noun} named '{name}'{did_you_mean(name, known)}",
+            remedy=f"choose one of {', '.join(known)}, or give the path of a .py file",
+        )
+    return importlib.import_module(f"edgekit.{room}.{name}")
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a user's Python file under a name of its own.
+
+    Raises:
+        InputError: The file is missing, or raises while it is imported.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise InputError(
+            "no such Python file", where=str(path), remedy="check the path; it starts at the recipe's folder"
+        )
+    name = f"edgekit_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look it up there
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # the file's own imports from beside it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = _line_in(error, path)
+        raise InputError(
+            f"this file raises {type(error).__name__} when imported: {error}",
+            where=f"{path}:{line}" if line else str(path),
+            remedy="run it alone with Python and mend what it says",
+        ) from error
+    return module
+
+
+def _line_in(error: BaseException, path: Path) -> int | None:
+    """The last line of ``path`` in an exception's traceback."""
+    import traceback
+
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    return lines[-1] if lines else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"``, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,0 +1,29 @@
+"""How a target's integer kernels want to be fed: one place, in the target's file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Scheme(BaseModel):
+    """A target's quantization scheme (``[quantize]`` in the target's file).
+
+    Attributes:
+        activations: Integer type of activations.
+        symmetric_activations: Zero point 0 (for uint8: 128) for every activation.
+        weights: Integer type of weights; always symmetric.
+        per_channel: A scale for each output channel of a weight, instead of one for the tensor.
+        weight_bits: 8, or 7 where kernels add int8 products in 16 bits (x86 without VNNI).
+        saturates: Whether the target's kernels add pairs of products in 16 bits, so that they can overflow.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    activations: Literal["uint8", "int8"] = "uint8"
+    symmetric_activations: bool = False
+    weights: Literal["int8"] = "int8"
+    per_channel: bool = True
+    weight_bits: Literal[7, 8] = 8
+    saturates: bool = False
