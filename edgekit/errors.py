@@ -81,7 +81,8 @@ class GateError(EdgekitError):
     exit_code = 1
 
 
-_KINDS: dict[str, type[EdgekitError]] = {kind.__name__: kind for kind in (EdgekitError, *EdgekitError.__subclasses__())}
+_KINDS: dict[str, type[EdgekitError]] = {"EdgekitError": EdgekitError}
+_KINDS.update({kind.__name__: kind for kind in EdgekitError.__subclasses__()})
 
 
 def from_dict(data: dict[str, str]) -> EdgekitError:
