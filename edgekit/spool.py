@@ -85,7 +85,9 @@ def write(batches: Iterable[tuple[Mapping[str, Array], Array | None]], folder: P
             )
         labelled = labelled and labels is not None
         arrays = {f"in:{name}": value for name, value in feeds.items()}
-        np.savez(folder / f"{count:06d}.npz", **arrays, **({} if labels is None else {"label": labels}))
+        if labels is not None:
+            arrays["label"] = labels
+        np.savez(folder / f"{count:06d}.npz", **arrays)  # type: ignore[arg-type]
         for row in range(next(iter(sizes.values()))):
             sample = _hash_sample(feeds, row)
             hashes.append(sample)

@@ -1,0 +1,28 @@
+"""What every test shares: real data where it is at hand, and a cache of the test run's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with CIFAR-10, the ResNet-20 and the other real data; skips where it is not at hand."""
+    folder = Path(os.environ.get("EDGEKIT_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "cifar10-test.tar").is_file():
+        pytest.skip("the shared test data are not here (set EDGEKIT_TEST_DATA to their folder)")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of the tests."""
+    os.environ["EDGEKIT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["EDGEKIT_CACHE_DIR"]
