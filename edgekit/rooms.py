@@ -10,11 +10,12 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
-from edgekit.errors import InputError
+from edgekit.errors import EdgekitError, InputError
 
 
 def members(room: str) -> list[str]:
@@ -90,3 +91,61 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def load_entry(spec: str, base: Path) -> Callable[..., Any]:
+    """The function that an entry names: ``file.py:function`` or ``package.module:function``.
+
+    Args:
+        spec: As the recipe has it; a file's path starts at ``base``.
+        base: The recipe's folder, put on the import path too.
+
+    Raises:
+        InputError: Not of that form, no such file or module, or no such function (the nearest is offered).
+    """
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise InputError(
+            f"'{spec}' names no function", remedy="write it as 'file.py:function' or 'package.module:function'"
+        )
+    if place.endswith(".py"):
+        module = load_file(base / place)
+    else:
+        if str(base) not in sys.path:
+            sys.path.insert(0, str(base))
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            remedy = "check the name, or give the path of a .py file"
+            raise InputError(f"can't import '{place}': {error}", where=spec, remedy=remedy) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise InputError(
+            f"there is no function '{name}' in {place}{did_you_mean(name, known)}",
+            where=spec,
+            remedy=f"add it, or name one of: {', '.join(known[:10]) or 'none found'}",
+        )
+    return cast("Callable[..., Any]", function)
+
+
+def call_entry(spec: str, base: Path, what: str) -> Any:
+    """Call an entry without arguments; what it raises is the user's error, with file and line.
+
+    Raises:
+        InputError: The entry is missing, or raises.
+    """
+    function = load_entry(spec, base)
+    try:
+        return function()
+    except EdgekitError:
+        raise
+    except Exception as error:
+        file = Path(sys.modules[function.__module__].__file__ or "") if function.__module__ in sys.modules else Path()
+        line = _line_in(error, file)
+        where = f"{file}:{line}" if line else spec
+        raise InputError(
+            f"{what} entry '{spec}' raises {type(error).__name__}: {error}",
+            where=where,
+            remedy="call that function alone and mend what it says",
+        ) from error
