@@ -161,10 +161,32 @@ def checked(model: type[M], data: dict[str, Any], path: Path) -> M:
         raise InputError(problem + more, where=where, remedy=remedy, details=details) from error
 
 
-def _problem(model: type[BaseModel], error: Any, path: Path) -> tuple[str, str, str]:
+def check_table(model: type[M], table: dict[str, Any], owner: str, section: str) -> M:
+    """Validate a free table (a backend's ``[options]``) whose keys only its consumer knows.
+
+    Args:
+        model: The consumer's pydantic model.
+        table: What the file says.
+        owner: The target's name; its file is looked up for the line.
+        section: The table's name there.
+
+    Raises:
+        InputError: As :func:`checked`, with the key under ``section``.
+    """
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        path = folder() / f"{owner}.toml"
+        first = error.errors()[0]
+        where, problem, remedy = _problem(model, first, path if path.is_file() else Path(f"{owner}.toml"), section)
+        raise InputError(problem, where=where, remedy=remedy) from error
+
+
+def _problem(model: type[BaseModel], error: Any, path: Path, section: str = "") -> tuple[str, str, str]:
     keys = [str(part) for part in error["loc"]]
-    key = ".".join(keys)
-    where = f"{path}{_line_of(path, keys)}"
+    full = [section, *keys] if section else keys
+    key = ".".join(full)
+    where = f"{path}{_line_of(path, full)}"
     if error["type"] == "extra_forbidden":
         known = _keys_at(model, keys[:-1])
         nearest = did_you_mean(keys[-1], known)

@@ -1,22 +1,27 @@
 """The runtimes. A file here is one: it satisfies the protocol :class:`Backend` as a module.
 
 Everything here is native code that can abort, so callers go through :mod:`edgekit.child`
-or a measuring worker, never through their own process.
+or a measuring worker, never through their own process: the ``*_job`` functions are what
+:func:`edgekit.child.call` starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from edgekit import rooms
+from edgekit.errors import InputError
+from edgekit.target import Target
 
 if TYPE_CHECKING:
     import numpy as np
+    from pydantic import BaseModel
 
-    from edgekit.target import Target
+O = TypeVar("O", bound="BaseModel")
 
 Feeds = Mapping[str, "np.ndarray[Any, Any]"]
 
@@ -80,6 +85,7 @@ class Backend(Protocol):
     """What a file in this folder offers."""
 
     EXTRA: str  # the extra of the distribution that installs the runtime
+    Options: type[BaseModel]  # what a target's ``[options]`` may say
 
     def probe(self) -> dict[str, str]:
         """Facts (``version``, ``devices`` …) where the runtime works here.
@@ -87,6 +93,10 @@ class Backend(Protocol):
         Raises:
             UnavailableError: Not installed, does not load, no device, or a device too old; each with its remedy.
         """
+        ...
+
+    def version(self) -> str:
+        """The runtime's version; "" where it can't be told."""
         ...
 
     def compile_model(self, model: Path, target: Target, out: Path) -> Path:
@@ -113,3 +123,156 @@ def load(name: str, *, base: Path | None = None) -> Backend:
         InputError: No such backend.
     """
     return cast("Backend", rooms.load("backends", name, base=base))
+
+
+def options_of(model: type[O], target: Target) -> O:
+    """A target's ``[options]``, checked by its backend.
+
+    Raises:
+        InputError: An unknown option (the nearest is offered) or a wrong value, with the key.
+    """
+    from edgekit.target import check_table
+
+    return check_table(model, target.options, target.name, "options")
+
+
+def check_file(artifact: Path, kinds: Iterable[str]) -> None:
+    """Refuse what can't be a model, before a native library opens it.
+
+    Args:
+        artifact: The file.
+        kinds: Endings that the runtime reads: ``.onnx``, ``.xml`` …
+
+    Raises:
+        InputError: Missing, a folder, empty, a Git LFS pointer, a web page, or of another runtime.
+    """
+    where = str(artifact)
+    if not artifact.is_file():
+        what = "this is a folder, not a model file" if artifact.is_dir() else "no such file"
+        raise InputError(what, where=where, remedy="give the path of the model file")
+    if artifact.suffix not in kinds:
+        raise InputError(
+            f"this runtime does not read '{artifact.suffix or artifact.name}' files",
+            where=where,
+            remedy=f"give it one that ends in {', '.join(sorted(kinds))}, or choose another backend",
+        )
+    with artifact.open("rb") as file:
+        head = file.read(512).lstrip()
+    if not head:
+        raise InputError("this file is empty", where=where, remedy="make or copy it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError("this is a Git LFS pointer, not the model", where=where, remedy="run: git lfs pull")
+    if head[:15].lower().startswith((b"<!doctype", b"<html")):
+        raise InputError("this is a web page, not a model", where=where, remedy="download the file itself")
+
+
+def check_feeds(inputs: Sequence[Port], feeds: Feeds) -> None:
+    """Compare feeds with a model's inputs before anything runs.
+
+    Raises:
+        InputError: A name, type or shape differs; the message holds both sides.
+    """
+    known = {port.name: port for port in inputs}
+    if set(known) != set(feeds):
+        raise InputError(
+            f"the model's inputs are {sorted(known)}, but {sorted(feeds)} were given",
+            remedy="name the inputs as the model does",
+        )
+    for name, value in feeds.items():
+        port = known[name]
+        if value.dtype != port.dtype:
+            raise InputError(
+                f"input '{name}' is {value.dtype}, the model wants {port.dtype}", remedy=f"convert it to {port.dtype}"
+            )
+        fits = len(value.shape) == len(port.shape) and all(
+            want in (None, got) for want, got in zip(port.shape, value.shape, strict=True)
+        )
+        if not fits:
+            want = tuple("any" if size is None else size for size in port.shape)
+            raise InputError(
+                f"input '{name}' has the shape {value.shape}, the model wants {want}", remedy="reshape the input"
+            )
+
+
+def zero_feeds(inputs: Sequence[Port], *, batch: int = 1, free: int = 32) -> dict[str, np.ndarray[Any, Any]]:
+    """Zeros for every input: ``batch`` for a free first size, ``free`` for any other."""
+    import numpy as np
+
+    def sizes(port: Port) -> tuple[int, ...]:
+        return tuple((batch if axis == 0 else free) if n is None else n for axis, n in enumerate(port.shape))
+
+    return {port.name: np.zeros(sizes(port), port.dtype) for port in inputs}
+
+
+def run_batched(session: Session, feeds: Feeds) -> list[np.ndarray[Any, Any]]:
+    """One inference of any batch (N, …), in pieces where the compiled model's batch is fixed.
+
+    A last piece that is too short is filled up with its last sample; the filling is cut off again.
+    """
+    import numpy as np
+
+    fixed = {port.shape[0] for port in session.inputs if port.shape} - {None}
+    total = max((len(value) for value in feeds.values() if value.ndim), default=1)
+    size = cast("int", next(iter(fixed), None))
+    if len(fixed) != 1 or size == total:
+        return session.run(feeds)
+    pieces = []
+    for start in range(0, total, size):
+        piece = {name: value[start : start + size] for name, value in feeds.items()}
+        missing = size - min(total - start, size)
+        if missing:
+            piece = {n: np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) for n, v in piece.items()}
+        pieces.append([out[: size - missing] for out in session.run(piece)])
+    return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+
+def int8_macs_share(layers: Iterable[LayerPrecision]) -> float | None:
+    """Share of the multiply-adds that run in integers; None where there are none at all."""
+    macs = [(layer.macs, layer.precision) for layer in layers]
+    total = sum(count for count, _ in macs)
+    return sum(count for count, precision in macs if precision in INTEGER) / total if total else None
+
+
+INTEGER = frozenset({"int4", "int8", "uint8", "i4", "i8", "u4", "u8"})
+
+
+def probe_job(name: str) -> dict[str, str]:
+    """Facts about a backend that works here (see :meth:`Backend.probe`)."""
+    return load(name).probe()
+
+
+def compile_job(model: str, target: dict[str, Any], out: str) -> dict[str, Any]:
+    """Compile ``model`` into the folder ``out``.
+
+    Returns:
+        ``path`` (the main file's name), ``files`` (all names), ``seconds``, ``version`` of the runtime.
+    """
+    aim, folder = Target.model_validate(target), Path(out)
+    backend = load(aim.backend)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    main = backend.compile_model(Path(model), aim, folder)
+    seconds = time.perf_counter() - start
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return {"path": main.name, "files": files, "seconds": seconds, "version": backend.version()}
+
+
+def layers_job(artifact: str, target: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each layer computes in, as JSON (see :class:`LayerPrecision`)."""
+    aim = Target.model_validate(target)
+    return [asdict(layer) for layer in load(aim.backend).layers(Path(artifact), aim)]
+
+
+def profile_job(artifact: str, target: dict[str, Any], feeds: str | None = None) -> list[dict[str, Any]]:
+    """Time by layer, as JSON (see :class:`LayerTime`); ``feeds``: an ``.npz`` by input name, or zeros."""
+    import numpy as np
+
+    aim = Target.model_validate(target)
+    backend = load(aim.backend)
+    if feeds is None:
+        inputs = backend.open_model(Path(artifact), aim).inputs
+        values = zero_feeds(inputs, batch=aim.run.batch)
+    else:
+        with np.load(feeds, allow_pickle=False) as file:
+            values = {name: file[name] for name in file.files}
+    return [asdict(layer) for layer in backend.profile(Path(artifact), aim, values)]

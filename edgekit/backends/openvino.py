@@ -1,0 +1,205 @@
+"""OpenVINO: Intel CPUs, integrated GPUs and NPUs (and other x86-64 CPUs)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgekit.backends import Feeds, LayerPrecision, LayerTime, Port, check_file, options_of
+from edgekit.errors import EdgekitError, InputError, StageError, UnavailableError, missing_package
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.target import Target
+
+EXTRA = "openvino"
+KINDS = (".xml", ".onnx")
+
+
+class Options(BaseModel):
+    """What a target's ``[options]`` may say.
+
+    Attributes:
+        device: ``CPU``, ``GPU``, ``GPU.1``, ``NPU``, ``AUTO``, ``AUTO:GPU,CPU`` …
+        inference_precision: What float operators compute in: ``f32``, ``f16``, ``bf16``; ``auto``: the plug-in
+            chooses. For CPU and AUTO the default is ``f32``, for a CPU with bf16 runs "fp32" models in bf16 otherwise.
+        performance_hint: ``latency``, ``throughput`` or ``none``.
+        static_batch: Compile for ``run.batch`` alone (an NPU needs it).
+        cache_dir: Where compiled blobs are kept; empty: none are.
+        properties: Further properties by OpenVINO's own names.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = "CPU"
+    inference_precision: Literal["f32", "f16", "bf16", "auto"] | None = None
+    performance_hint: Literal["latency", "throughput", "none"] = "latency"
+    static_batch: bool = False
+    cache_dir: str = ""
+    properties: dict[str, str | int | bool] = Field(default_factory=dict)
+
+
+def version() -> str:
+    """OpenVINO's version."""
+    return str(_runtime().get_version()).split("-")[0]
+
+
+def probe() -> dict[str, str]:
+    """Version and devices.
+
+    Raises:
+        UnavailableError: Not installed, or its native library does not load, or it sees no device.
+    """
+    core = _runtime().Core()
+    names = {device: core.get_property(device, "FULL_DEVICE_NAME") for device in core.available_devices}
+    if not names:
+        raise UnavailableError(
+            "not available here, because OpenVINO finds no device",
+            remedy="use an x86-64 or ARM64 CPU, or install the driver of the Intel GPU or NPU",
+        )
+    return {"version": version(), "devices": ", ".join(f"{device} ({name})" for device, name in names.items())}
+
+
+def compile_model(model: Path, target: Target, out: Path) -> Path:
+    """Convert ``model`` (``.onnx``) to OpenVINO's IR in ``out``: ``model.xml`` and ``model.bin``.
+
+    Raises:
+        InputError: Not a model. UnavailableError: An operator or device is missing.
+    """
+    options = options_of(Options, target)
+    check_file(model, (".onnx",))
+    runtime = _runtime()
+    try:
+        graph = runtime.Core().read_model(str(model))
+        if options.static_batch:
+            _fix_batch(graph, target.run.batch)
+        runtime.save_model(graph, str(out / "model.xml"), compress_to_fp16=False)
+    except Exception as error:
+        raise _explained(error, model) from error
+    _compiled(out / "model.xml", target, options)
+    return out / "model.xml"
+
+
+def open_model(artifact: Path, target: Target) -> _Session:
+    """Load an ``.xml`` (with its ``.bin``) or an ``.onnx`` file.
+
+    Raises:
+        InputError: Not a model. UnavailableError: The device is not here.
+    """
+    options = options_of(Options, target)
+    check_file(artifact, KINDS)
+    return _Session(_compiled(artifact, target, options))
+
+
+def profile(artifact: Path, target: Target, feeds: Feeds) -> list[LayerTime]:
+    """Time by layer from OpenVINO's profiler, mean of at least 20 inferences after warm-up."""
+    raise NotImplementedError
+
+
+def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
+    """What each layer of OpenVINO's runtime model computes in, conversions included."""
+    raise NotImplementedError
+
+
+class _Session:
+    """A loaded model (see :class:`edgekit.backends.Session`)."""
+
+    __slots__ = ("_infer", "_ports", "compiled", "inputs", "outputs")
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self.inputs = tuple(_port(port) for port in compiled.inputs)
+        self.outputs = tuple(_port(port) for port in compiled.outputs)
+        self._infer = compiled.create_infer_request().infer
+        self._ports = tuple(range(len(self.outputs)))
+
+    def run(self, feeds: Feeds) -> list[np.ndarray[Any, Any]]:
+        results = self._infer(feeds, share_inputs=True)
+        return [results[port] for port in self._ports]
+
+
+def _port(port: Any) -> Port:
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    return Port(name=port.get_any_name(), dtype=str(port.get_element_type().to_dtype()), shape=shape)
+
+
+def _runtime() -> Any:
+    os.environ["OPENVINO_TELEMETRY_DISABLE"] = "1"
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise missing_package("openvino", EXTRA, "to run OpenVINO models") from error
+    except ImportError as error:
+        raise UnavailableError(
+            f"not available here, because OpenVINO is installed but its library does not load: {error}",
+            remedy="install a build for this CPU, C library and Python version",
+        ) from error
+    return openvino
+
+
+def _properties(target: Target, options: Options) -> dict[str, Any]:
+    device = options.device.split(":")[0].split(".")[0]
+    precision = options.inference_precision or ("f32" if device in ("CPU", "AUTO") else "auto")
+    properties: dict[str, Any] = {}
+    if device == "CPU":
+        properties["INFERENCE_NUM_THREADS"] = target.run.threads
+        properties["NUM_STREAMS"] = 1
+    if precision != "auto":
+        properties["INFERENCE_PRECISION_HINT"] = precision
+    if options.performance_hint != "none":
+        properties["PERFORMANCE_HINT"] = options.performance_hint.upper()
+    if options.cache_dir:
+        properties["CACHE_DIR"] = options.cache_dir
+    return {**properties, **options.properties}
+
+
+def _compiled(artifact: Path, target: Target, options: Options, **extra: Any) -> Any:
+    core = _runtime().Core()
+    device = options.device.split(":")[0].split(".")[0]
+    if device not in ("AUTO", "HETERO", "MULTI", "BATCH") and options.device not in core.available_devices:
+        found = ", ".join(core.available_devices) or "none"
+        if not any(name.split(".")[0] == device for name in core.available_devices):
+            raise UnavailableError(
+                f"not available here, because OpenVINO finds no device '{options.device}' (found: {found})",
+                remedy=f"install the {device} driver, or run on a machine that has one",
+            )
+    try:
+        return core.compile_model(str(artifact), options.device, {**_properties(target, options), **extra})
+    except Exception as error:
+        raise _explained(error, artifact) from error
+
+
+def _fix_batch(graph: Any, batch: int) -> None:
+    shapes = {}
+    for port in graph.inputs:
+        shape = port.get_partial_shape()
+        if len(shape) and shape[0].is_dynamic:
+            shape[0] = batch
+        shapes[port] = shape
+    graph.reshape(shapes)
+
+
+def _explained(error: Exception, model: Path) -> EdgekitError:
+    """OpenVINO's exception, in the words of the error tree."""
+    text = str(error).strip()
+    lines = [line for line in text.split("\n") if line and not line.startswith(("Exception from", "Check '"))]
+    short = (lines or [text])[0][:400]
+    if "No conversion rule" in text or "OpenVINO does not support the following ONNX operations" in text:
+        return UnavailableError(
+            f"OpenVINO {version()} lacks an operator of this model: {text[-400:]}",
+            where=str(model),
+            remedy="replace the operator in the model, use a newer openvino, or drop this target",
+        )
+    if any(word in text for word in ("parse", "Parse", "read the model", "Unable to", "rt_info", "Incorrect weights")):
+        return InputError(
+            f"OpenVINO can't read this model: {short}",
+            where=str(model),
+            remedy="it is damaged or no model; make it again",
+        )
+    return StageError(
+        f"OpenVINO failed on this model: {short}", where=str(model), remedy="see the details with -v", details=text
+    )
