@@ -1,0 +1,143 @@
+"""ONNX files that others made, taken in safely.
+
+Nothing here trusts a file's name or content: what it is, is told by its bytes
+(:mod:`edgekit.sniffing`); where its weights lie, is checked before a library opens them
+(:mod:`edgekit.onnxcheck`); and parsing happens in a child process, because the parsers are
+native code that can abort. :func:`read_model` is the one way to load an ONNX file.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import child, onnxcheck
+from edgekit.errors import InputError, StageError
+from edgekit.onnxcost import cost, macs, node_macs
+from edgekit.sniffing import require, sniff
+from edgekit.weights import load_weights
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "check_onnx",
+    "cost",
+    "files",
+    "inspect_job",
+    "load_weights",
+    "macs",
+    "node_macs",
+    "parameters",
+    "read_model",
+    "sniff",
+    "write_model",
+]
+
+CHECK_S = 300.0
+INLINE_BYTES = 2 * 1024**3 - 64 * 1024**2  # protobuf's limit of 2 GiB, less room for the graph
+# Integers of 64 bits are shapes and axes, not weights.
+WEIGHT_TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT32", "INT4", "UINT4", "INT2", "UINT2")
+
+
+def check_onnx(path: Path | str) -> dict[str, Any]:
+    """Refuse a file that is no sound ONNX model, before any library opens it in this process.
+
+    Returns:
+        ``nodes`` (count), ``opsets`` (domain → version), ``ir_version``, ``domains`` (of its operators).
+
+    Raises:
+        InputError: What is wrong with it, and what to do; also where parsing it kills the child.
+    """
+    path = Path(path)
+    require(path, "onnx")
+    try:
+        facts: dict[str, Any] = child.call("edgekit.onnxfile:inspect_job", timeout_s=CHECK_S, model=str(path))
+    except StageError as error:
+        raise InputError(
+            f"this ONNX file can't be read: {error.problem}",
+            where=str(path),
+            remedy="export the model again; if it was downloaded, compare its checksum with the publisher's",
+            details=error.details,
+        ) from error
+    return facts
+
+
+def inspect_job(model: str) -> dict[str, Any]:
+    """Child side of :func:`check_onnx`."""
+    proto = read_model(model, weights=False)
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
+    domains = sorted({node.domain or "ai.onnx" for node in onnxcheck.nodes(proto)})
+    return {"nodes": len(proto.graph.node), "opsets": opsets, "ir_version": proto.ir_version, "domains": domains}
+
+
+def read_model(path: Path | str, *, weights: bool = True) -> onnx.ModelProto:
+    """Load an ONNX file with every check of :mod:`edgekit.onnxcheck`.
+
+    Call it in a child process for a file that edgekit did not write.
+
+    Args:
+        path: The file.
+        weights: Whether weights that lie in files of their own are loaded too.
+
+    Raises:
+        InputError: What is wrong with the file.
+    """
+    path = Path(path)
+    require(path, "onnx")
+    proto = onnxcheck.parse(path)
+    onnxcheck.check(proto, path)
+    if weights:
+        from onnx.external_data_helper import load_external_data_for_model
+
+        load_external_data_for_model(proto, str(path.resolve().parent))
+    return proto
+
+
+def write_model(proto: onnx.ModelProto, path: Path | str) -> Path:
+    """Write a model; its weights go beside it as ``NAME.data`` where protobuf's 2 GiB would not hold them.
+
+    Write into a folder of your own; the store renames it into place when it is whole.
+    """
+    import onnx
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)
+    if _weight_bytes(proto) > INLINE_BYTES:
+        onnx.save(proto, str(path), save_as_external_data=True, location=data.name, size_threshold=1024)
+    else:
+        onnx.save(proto, str(path))
+    return path
+
+
+def files(path: Path | str) -> list[Path]:
+    """The ONNX file itself, and the files its weights lie in."""
+    path = Path(path)
+    beside = {path.parent / place.location for place in onnxcheck.externals(onnxcheck.parse(path))}
+    return [path, *sorted(beside)]
+
+
+def parameters(path: Path | str) -> int:
+    """Number of weights in the file: elements of its constants, without shapes, axes and lone scalars.
+
+    Scales and zero points that quantization put in are not weights.
+    """
+    import onnx
+
+    proto = read_model(path, weights=False)
+    kinds = {getattr(onnx.TensorProto, name) for name in WEIGHT_TYPES if hasattr(onnx.TensorProto, name)}
+    scales = {
+        name for node in onnxcheck.nodes(proto) if "QuantizeLinear" in node.op_type for name in list(node.input)[1:3]
+    }
+    return sum(
+        math.prod(tensor.dims)
+        for tensor in onnxcheck.tensors(proto)
+        if tensor.data_type in kinds and len(tensor.dims) and tensor.name not in scales
+    )
+
+
+def _weight_bytes(proto: onnx.ModelProto) -> int:
+    return sum(len(t.raw_data) or 8 * math.prod(t.dims) for t in onnxcheck.tensors(proto))
