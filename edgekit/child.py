@@ -158,7 +158,7 @@ def _died(function: str, code: int, output: str, timeout_s: float) -> errors.Sta
     return errors.StageError(what, remedy=remedy, details=output[-4000:])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel (Linux) to kill this process when its parent dies."""
     import ctypes
 
@@ -172,7 +172,7 @@ def _die_with_parent() -> None:
 def main(job_path: str) -> None:
     """The child's side: read the job, call the function, write the answer."""
     parent = os.getppid()
-    _die_with_parent()
+    die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -46,12 +46,16 @@ class Spool:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield ``(feeds, labels)``: input name → array (N, …), and labels (N, …) or None."""
+        for number in range(self.batches):
+            yield self.batch(number)
+
+    def batch(self, number: int) -> Batch:
+        """The batch of that number, from 0."""
         import numpy as np
 
-        for number in range(self.batches):
-            with np.load(self.folder / f"{number:06d}.npz", allow_pickle=False) as file:
-                feeds = {name[3:]: file[name] for name in file.files if name.startswith("in:")}
-                yield feeds, (file["label"] if "label" in file.files else None)
+        with np.load(self.folder / f"{number:06d}.npz", allow_pickle=False) as file:
+            feeds = {name[3:]: file[name] for name in file.files if name.startswith("in:")}
+            return feeds, (file["label"] if "label" in file.files else None)
 
     def feeds(self) -> Iterator[dict[str, Array]]:
         """Yield the inputs alone."""
