@@ -62,6 +62,14 @@ class Spool:
         for inputs, _ in self:
             yield inputs
 
+    def labels(self) -> Iterator[Array]:
+        """Yield the labels alone, (N, …), of a labelled split; the inputs are not read."""
+        import numpy as np
+
+        for number in range(self.batches):
+            with np.load(self.folder / f"{number:06d}.npz", allow_pickle=False) as file:
+                yield file["label"]
+
     def sample_hashes(self) -> set[str]:
         """The content hash of each sample's inputs, to find overlap between splits."""
         return set(json.loads((self.folder / INDEX).read_text())["hashes"])
