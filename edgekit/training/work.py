@@ -1,0 +1,105 @@
+"""One training process's work: open what the job names, train, write what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import metrics, spool, workload
+from edgekit.batches import Converter
+from edgekit.errors import InputError
+from edgekit.store import sha256_json
+from edgekit.training import losses
+from edgekit.training.data import Split
+from edgekit.training.fit import Task, fit
+from edgekit.training.models import Trainee, open_trainee
+
+if TYPE_CHECKING:
+    from edgekit.training import TrainJob
+
+
+def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Do a job in this process, which may be one of several that ``torchrun`` started.
+
+    Args:
+        job: What to do.
+        data: Live splits instead of ``job.data``. loss: A live loss instead of ``job.settings.loss``.
+
+    Returns:
+        As :func:`edgekit.training.train`.
+    """
+    teacher = _teacher(job)
+    student = open_trainee(Path(job.student), Path(job.teacher) if job.teacher else None)
+    metric = metrics.load(job.metric, Path(job.base)) if job.metric else None
+    train, validation = _splits(job, data)
+    labelled = validation is not None and next(iter(validation))[1] is not None
+    scored = metric if labelled else None
+    name = metric.name if metric else None
+    task = Task(
+        kind=job.kind,
+        student=student.module,
+        teacher=teacher.module if teacher else None,
+        train=train,
+        validation=validation,
+        loss=losses.task_loss(loss or job.settings.loss, metric=name, ending=student.ending, base=Path(job.base)),
+        distill=losses.distillation(
+            task=losses.task_of(name), ending=student.ending, temperature=job.settings.temperature
+        ),
+        score=scored.score if scored else None,
+        higher_is_better=scored.higher_is_better if scored else False,
+        scratch=Path(job.scratch),
+        digest=digest(job),
+    )
+    result = fit(task, job.settings, seed=job.seed)
+    if int(os.environ.get("RANK", "0")) == 0:
+        student.save(Path(job.out))
+    metric_name = scored.name if scored else ("loss" if validation is not None else None)
+    return {**result, "metric_name": metric_name}
+
+
+def digest(job: TrainJob) -> str:
+    """What a checkpoint must have been made for: everything but where files lie, and how many processes work."""
+    values = job.to_json()
+    for place in ("out", "scratch", "student", "teacher", "base"):
+        values.pop(place)
+    for kind in ("processes", "torchrun"):
+        values["settings"].pop(kind)
+    return sha256_json(values)
+
+
+def _teacher(job: TrainJob) -> Trainee | None:
+    if job.settings.distill == 0 or job.settings.epochs == 0:
+        return None
+    if job.teacher is None:
+        raise InputError(
+            "distillation needs the original model, and none is given",
+            where="distill",
+            remedy="give a teacher, or set distill = 0 to learn from labels alone",
+        )
+    return open_trainee(Path(job.teacher))
+
+
+def _splits(job: TrainJob, live: Any) -> tuple[Split, Split | None]:
+    """The training and the validation data."""
+    convert = Converter(Path(job.student))
+    if "spool" in job.data:
+        source: Any = {name: spool.read(folder) for name, folder in job.data["spool"].items() if folder}
+        convert_one: Any = lambda batch, where: batch  # noqa: E731 - a spool holds what was converted
+    else:
+        entry = live if live is not None else job.data.get("entry")
+        source = workload.obtain_data(entry, job.data.get("base", job.base), job.seed)
+        convert_one = convert
+    train = workload.split(source, "train")
+    if train is None:
+        raise InputError(
+            "training needs a split 'train', and the data give none",
+            where="[data] entry",
+            remedy="return 'train': batches (inputs, labels) that can be read again and again",
+        )
+    validation = workload.split(source, "validation")
+    return (
+        Split("train", train, convert_one, shuffle=True),
+        None if validation is None else Split("validation", validation, convert_one),
+    )
