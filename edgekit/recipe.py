@@ -172,15 +172,15 @@ class MeasureSection(Section):
     """``[measure]``: how long to measure, and how precisely.
 
     Attributes:
-        pairs: Fresh process pairs at least. max_pairs: at most.
+        pairs: Fresh process pairs at least; under 8 the exact interval does not exist. max_pairs: at most.
         budget_s: Seconds for one target's rows at most.
-        precision: Half-width of the ratio's interval at which to stop.
+        precision: Half-width of the ratio's exact interval at which to stop, a fraction.
     """
 
-    pairs: int = Field(6, ge=2)
+    pairs: int = Field(8, ge=2)
     max_pairs: int = Field(40, ge=2)
     budget_s: float = Field(120.0, gt=0)
-    precision: float = Field(0.02, gt=0)
+    precision: float = Field(0.025, gt=0)
 
 
 class Limits(Section):

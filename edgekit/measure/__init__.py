@@ -1,1 +1,8 @@
 """What is measured: latency, memory, and the statistics that compare them."""
+
+from __future__ import annotations
+
+from edgekit.measure.engine import Row, measure_rows
+from edgekit.measure.results import Measured
+
+__all__ = ["Measured", "Row", "measure_rows"]
