@@ -50,6 +50,11 @@ def configure(*, quiet: bool = False, verbosity: int = 0) -> None:
     logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
 
 
+def verbosity() -> int:
+    """How much detail was asked for: 0, 1 or 2."""
+    return _state.verbosity
+
+
 @contextmanager
 def reporting(progress: Progress | None) -> Iterator[None]:
     """Send progress to ``progress(label, done, total)`` while the block runs."""

@@ -101,7 +101,7 @@ def write(batches: Iterable[tuple[Mapping[str, Array], Array | None]], folder: P
             arrays["label"] = labels
         np.savez(folder / f"{count:06d}.npz", **arrays)  # type: ignore[arg-type]
         for row in range(next(iter(sizes.values()))):
-            sample = _hash_sample(feeds, row)
+            sample = hash_sample(feeds, row)
             hashes.append(sample)
             digest.update(sample.encode())
             if labels is not None:
@@ -121,7 +121,8 @@ def read(folder: Path | str) -> Spool:
     return Spool(Path(folder), **facts)
 
 
-def _hash_sample(feeds: Mapping[str, Array], row: int) -> str:
+def hash_sample(feeds: Mapping[str, Array], row: int) -> str:
+    """The content hash of one sample's inputs: names, dtypes, shapes and bytes."""
     import numpy as np
 
     digest = hashlib.sha256()

@@ -1,0 +1,287 @@
+"""The verbs: parse, call, print, exit. What a verb needs is imported when it is called.
+
+Exit codes: 0 done · 1 the gate says no · 2 the user's input is wrong · 3 a stage failed ·
+4 not available here · 5 inconclusive · 130 interrupted · 141, 143 as the shell has them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import edgekit
+from edgekit import console
+from edgekit.errors import EdgekitError
+
+OK, GATE_NO, INPUT, FAILED, INCONCLUSIVE = 0, 1, 2, 3, 5
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there.")
+OUT = click.option(
+    "--out", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder for the record."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(edgekit.__version__, "--version", prog_name="edgekit")
+@click.option("--quiet", "-q", is_flag=True, help="Only warnings and errors.")
+@click.option("-v", "--verbose", count=True, help="More detail; twice: everything.")
+def cli(quiet: bool, verbose: int) -> None:
+    """Compress, compile and measure trained models for edge devices."""
+    console.configure(quiet=quiet, verbosity=verbose)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@OUT
+@click.option("--target", "targets", multiple=True, help="Only this target of the recipe (repeatable).")
+@click.option("--only", multiple=True, metavar="VARIANT", help="Only this variant, and the untouched one (repeatable).")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key, as 'prune.ratio=0.5'."
+)
+@click.option("--remeasure", is_flag=True, help="Measure again, even what was measured on this machine before.")
+@click.option("--locked", is_flag=True, help="Refuse to run on other inputs than those of the record in --out.")
+@click.option("--on-inconclusive", type=click.Choice(["pass", "fail"]), help="What an inconclusive gate exits with.")
+@JSON
+def run(
+    recipe: Path, out: Path, overrides: tuple[str, ...], as_json: bool, on_inconclusive: str | None, **options: Any
+) -> int:
+    """Run a recipe: every variant on every target, measured and judged."""
+    from edgekit.recipe import load_recipe
+
+    loaded = load_recipe(recipe, _overrides(overrides))
+    return _run(loaded, out, as_json, on_inconclusive or loaded.gate.on_inconclusive, **options)
+
+
+def _run(recipe: Any, out: Path, as_json: bool, on_inconclusive: str, **options: Any) -> int:
+    from edgekit import pipeline
+
+    results = pipeline.run(recipe, out, **options)
+    if as_json:
+        console.out_json(results)
+    else:
+        _show(results, out)
+    return exit_code(results, on_inconclusive)
+
+
+def exit_code(results: dict[str, Any], on_inconclusive: str) -> int:
+    """The exit code of a record: a failed row before the gate's no before its don't-know."""
+    if any(v["status"] == "failed" for v in results["variants"]):
+        return FAILED
+    passed = results["gate"]["passed"]
+    if passed is None and results["gate"]["checks"]:
+        return INCONCLUSIVE if on_inconclusive == "fail" else OK
+    return GATE_NO if passed is False else OK
+
+
+def _show(results: dict[str, Any], out: Path) -> None:
+    from edgekit import report
+
+    console.stdout().print(report.terminal_table(results))
+    console.out(report.summary_sentence(results))
+    for check in results["gate"]["checks"]:
+        if check["passed"] is not True:
+            console.out(f"gate: {check.get('sentence') or check['name']}")
+    console.out(f"report: {out / 'report.html'}")
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, help="Only this target (repeatable).")
+@click.option("--only", multiple=True, metavar="VARIANT", help="Only this variant (repeatable).")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@JSON
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Say what would run, and what can't and why."""
+    from edgekit import pipeline
+    from edgekit.recipe import load_recipe
+
+    rows = pipeline.plan(load_recipe(recipe, _overrides(overrides)), **options)
+    if as_json:
+        return console.out_json({"rows": rows})
+    cells = [(r["id"], r["availability"], " → ".join(r["stages"]), r["reason"]) for r in rows]
+    return _table(("row", "can", "stages", "why not"), cells)
+
+
+@cli.command()
+@OUT
+@JSON
+def demo(out: Path, as_json: bool) -> int:
+    """Train a small CNN on real data and take it down the whole line."""
+    from edgekit import demo as demonstration
+    from edgekit.recipe import load_recipe
+
+    recipe = load_recipe(demonstration.prepare(out))
+    return _run(recipe, out, as_json, recipe.gate.on_inconclusive)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="A target's name or file.")
+@click.option("--budget", "budget_s", type=float, default=60.0, show_default=True, help="Seconds at most.")
+@JSON
+def bench(models: tuple[Path, ...], target: str, budget_s: float, as_json: bool) -> None:
+    """Measure models against the first one, interleaved."""
+    from edgekit import measure
+
+    measured = measure.benchmark(list(models), target=target, budget_s=budget_s)
+    if as_json:
+        return console.out_json({"measurements": [m.to_json() for m in measured]})
+    console.stdout().print(measure.table(measured))
+    return None
+
+
+@cli.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--baseline", type=click.Path(path_type=Path), help="An earlier results.json to compare with.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write a Markdown comment.")
+@click.option("--update-baseline", is_flag=True, help="Make these results the baseline.")
+@click.option("--remeasure", is_flag=True, help="Run the baseline's artifacts and today's again, interleaved.")
+@click.option("--on-inconclusive", type=click.Choice(["pass", "fail"]), help="What an inconclusive gate exits with.")
+@JSON
+def gate(results: Path, as_json: bool, **options: Any) -> int:
+    """Judge recorded numbers against limits; exit 1 where one is broken."""
+    from edgekit import gate as gates
+
+    verdict, code = gates.run_gate(results, **options)
+    if as_json:
+        console.out_json(verdict)
+    else:
+        console.out(gates.text(verdict))
+    return code
+
+
+@cli.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report; default: beside the results.")
+@JSON
+def report(results: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write a record's report; of two or more records, say what changed."""
+    from edgekit import report as reports
+    from edgekit import result
+
+    records = [result.load_results(_results_file(path)) for path in results]
+    if len(records) > 1:
+        return console.out(reports.compare(records))
+    written = reports.write(records[0], out or _results_file(results[0]).parent)
+    if as_json:
+        return console.out_json({"files": [str(p) for p in written]})
+    return console.out("\n".join(map(str, written)))
+
+
+@cli.command()
+@JSON
+def targets(as_json: bool) -> None:
+    """List the devices: what runs here, what can be built for, and what can't and why."""
+    from edgekit import target
+
+    rows = target.targets()
+    if as_json:
+        return console.out_json({"targets": rows})
+    return _table(
+        ("target", "here", "title", "because"), [(r["name"], r["status"], r["title"], r["reason"]) for r in rows]
+    )
+
+
+@cli.command()
+@JSON
+def doctor(as_json: bool) -> int:
+    """Prove each runtime by running a one-operator model."""
+    from edgekit import doctor as doctors
+
+    rows = doctors.doctor()
+    if as_json:
+        console.out_json({"backends": rows})
+    else:
+        _table(("backend", "works", "what", "fix"), [doctors.cells(r) for r in rows])
+    return OK
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@JSON
+def verify(folder: Path, as_json: bool) -> int:
+    """Check every hash in a record's folder."""
+    from edgekit import result
+
+    problems = result.verify(folder)
+    if as_json:
+        console.out_json({"ok": not problems, "problems": problems})
+    else:
+        console.out("\n".join(problems) or f"every file of {folder} is as recorded")
+    return INPUT if problems else OK
+
+
+def _results_file(path: Path) -> Path:
+    return path / "results.json" if path.is_dir() else path
+
+
+def _overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``key=value`` pairs, the value read as TOML where it is TOML, else as text."""
+    import tomllib
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--set {pair!r}: write it as key=value, for example prune.ratio=0.5")
+        try:
+            values[key.strip()] = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console.stdout().print(table)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception, so that children are ended and files closed on the way out."""
+
+
+def main() -> None:
+    """Entry point of ``edgekit``: the only place that turns errors into exit codes."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = cli.main(standalone_mode=False)
+    except EdgekitError as error:
+        code = _fail(error)
+    except click.ClickException as error:
+        error.show()
+        code = INPUT
+    except (click.Abort, KeyboardInterrupt):
+        console.warn("interrupted; the same command goes on where it was")
+        code = 130
+    except _Terminated:
+        code = 143
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code or 0)
+
+
+def _fail(error: EdgekitError) -> int:
+    text = console.stderr()
+    text.print(f"error: {error}", style="red", markup=False)
+    if error.details and console.verbosity():
+        text.print(error.details, markup=False)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The line: load → prune → recover → export → simplify → quantize → fine-tune → compile, then judge.
+
+One straight line for each row (a variant on a target); every stage's artifact is cached by
+what went into it, so rows share what they can and a killed run goes on where it was. Then
+all rows of a target are judged together, because a fair measurement is interleaved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit import console, judge, record, stages
+from edgekit.errors import EdgekitError, InputError, UnavailableError
+from edgekit.recipe import Recipe, load_recipe
+from edgekit.routes import Route, routes_of
+from edgekit.store import Store
+from edgekit.workshop import Artifact, Workshop, open_workshop
+
+# Each takes what the one before it made; one that a route leaves out hands it on.
+LINE: tuple[tuple[str, Callable[[Workshop, Route, Artifact], Artifact | None]], ...] = (
+    ("prune", stages.prune),
+    ("recover", stages.recover),
+    ("export", stages.export),
+    ("simplify", stages.simplify),
+    ("quantize", stages.quantize),
+    ("finetune", stages.finetune),
+    ("compile", stages.compile_model),
+)
+
+
+@dataclass
+class Row:
+    """One variant on one target, and what became of it.
+
+    Attributes:
+        route: What was asked for.
+        status: ``ok``, ``built``, ``unavailable`` or ``failed``; ``reason`` says why.
+        stages: The finished artifacts with their stage's name, in order.
+        error: What stopped it.
+        measured: What the measuring engine said; None where nothing was measured.
+    """
+
+    route: Route
+    status: str = "ok"
+    reason: str = ""
+    stages: list[tuple[str, Artifact]] = field(default_factory=list)
+    error: EdgekitError | None = None
+    measured: dict[str, Any] | None = None
+
+    @property
+    def artifact(self) -> Artifact | None:
+        """The last artifact that was made."""
+        return self.stages[-1][1] if self.stages else None
+
+
+def run(
+    recipe: Recipe | str | Path,
+    out: str | Path = "out",
+    *,
+    targets: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    remeasure: bool = False,
+    locked: bool = False,
+    progress: console.Progress | None = None,
+) -> dict[str, Any]:
+    """Run a recipe; write ``OUT/results.json``, the artifacts and the report.
+
+    Args:
+        recipe: A recipe, or the path of one.
+        out: The folder for the record; it may hold an earlier run of the same recipe.
+        targets: Only these of the recipe's targets. only: Only these variants (and the reference).
+        remeasure: Measure again although there are measurements of the same artifacts on this machine.
+        locked: Refuse to run on other inputs than those that ``OUT/results.json`` locks.
+        progress: Called as ``progress(label, done, total)``.
+
+    Returns:
+        The record, as written to ``OUT/results.json`` (schema ``edgekit.results/1``).
+
+    Raises:
+        InputError: The recipe, model or data are wrong, or the lock does not hold.
+        UnavailableError: None of the targets can run or be built for here.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    with console.reporting(progress):
+        console.clear_warnings()
+        folder = record.prepare_folder(Path(out))
+        routes = routes_of(recipe, targets, only)
+        shop = open_workshop(recipe, Store(), routes)
+        lock = record.lock(shop)
+        if locked:
+            record.check_lock(folder, lock)
+        rows = [build(shop, route) for route in routes]
+        if all(row.status == "unavailable" for row in rows):
+            raise UnavailableError(
+                "none of the recipe's targets can be used here: " + "; ".join(sorted({row.reason for row in rows})),
+                remedy="install a runtime (see: edgekit doctor), or name another target",
+            )
+        judge.measure(shop, rows, remeasure=remeasure)
+        return record.write(shop, rows, lock, folder)
+
+
+def build(shop: Workshop, route: Route) -> Row:
+    """Take one route down the line; a stage that fails ends this row and no other."""
+    row = Row(route)
+    if route.availability.status == "unavailable":
+        row.status, row.reason = "unavailable", route.availability.reason
+        console.note(f"{route.id}: unavailable: {row.reason}")
+        return row
+    row.status = "ok" if route.availability.status == "runs" else "built"
+    artifact = shop.loaded
+    row.stages.append(("load", artifact))
+    for name, stage in LINE:
+        start = time.monotonic()
+        try:
+            made = stage(shop, route, artifact)
+            if made is not None and made is not artifact:
+                artifact = shop.assess(made, name, route, artifact)
+                row.stages.append((name, artifact))
+                took = "cached" if artifact.entry.cached else f"{time.monotonic() - start:.1f} s"
+                console.note(f"{route.id}: {name} ({took})")
+        except InputError:
+            raise
+        except EdgekitError as error:
+            row.status, row.error, row.reason = "failed", error, f"{name}: {error.problem}"
+            console.warn(f"{route.id}: {name} failed: {error}")
+            break
+    return row
+
+
+def plan(
+    recipe: Recipe | str | Path, *, targets: tuple[str, ...] = (), only: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """What :func:`run` would do: each row's stages, and which rows can't run here and why.
+
+    Raises:
+        InputError: The recipe is wrong.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    return [
+        {
+            "id": route.id,
+            "variant": route.variant,
+            "target": route.target.name,
+            "stages": ["load", *(name for name, _ in LINE if stages.takes_part(name, route, recipe)), "measure"],
+            "availability": route.availability.status,
+            "reason": route.availability.reason,
+        }
+        for route in routes_of(recipe, targets, only)
+    ]

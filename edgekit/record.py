@@ -1,0 +1,271 @@
+"""The record of a run: ``results.json``, the artifacts beside it, and what locks its inputs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgekit
+from edgekit import child, console, evaluate, gate, machine, report, result
+from edgekit.errors import EdgekitError, InputError
+from edgekit.store import sha256_file, sha256_json, write_error
+from edgekit.workshop import Artifact, Workshop
+
+if TYPE_CHECKING:
+    from edgekit.pipeline import Row
+
+RESULTS = "results.json"
+
+
+def prepare_folder(out: Path) -> Path:
+    """Make sure that ``out`` can be written before any work is done.
+
+    Raises:
+        InputError: It can't, or it is a file.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"can't write to the output folder: {error.strerror or error}",
+            where=str(out),
+            remedy="choose another with --out DIR",
+        ) from error
+    return out
+
+
+def lock(shop: Workshop) -> dict[str, Any]:
+    """What the run's inputs were: enough to refuse to repeat it on others."""
+    resolved = resolved_recipe(shop)
+    return {
+        "edgekit": edgekit.__version__,
+        "recipe": sha256_json(resolved),
+        "model": shop.model["digest"],
+        "weights": shop.model["weights"],
+        "data": {name: facts["digest"] if facts else None for name, facts in shop.data.items()},
+        "seed": shop.recipe.seed,
+        "versions": machine.versions(),
+        "machine": machine.fingerprint(),
+    }
+
+
+def check_lock(folder: Path, now: dict[str, Any]) -> None:
+    """Refuse to go on when an input differs from what ``folder/results.json`` locks.
+
+    Raises:
+        InputError: There is no earlier record, or an input changed; says which.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise InputError("there is no record to be locked to", where=str(path), remedy="run once without --locked")
+    before = result.load_results(path)["lock"]
+    changed = _differences(before, now, "")
+    if changed:
+        raise InputError(
+            f"--locked, but {len(changed)} input(s) changed: " + "; ".join(changed[:8]),
+            where=str(path),
+            remedy="restore them, or run without --locked to make a new record",
+        )
+
+
+def _differences(before: Any, now: Any, name: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{name}.{k}".strip("."))]
+    return [] if before == now else [f"{name} was {_short(before)}, is {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    return "absent" if value is None else str(value)[:16]
+
+
+def resolved_recipe(shop: Workshop) -> dict[str, Any]:
+    """The recipe with every default filled in; live objects by their type's name."""
+    return _plain(shop.recipe.model_dump())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if k != "base"}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return f"<{type(value).__name__}>"
+
+
+def write(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write artifacts, ``results.json`` and the report into ``folder``; return the record.
+
+    Raises:
+        StageError: The folder can't be written; an earlier record is intact.
+    """
+    variants = [_row(shop, row, rows, folder) for row in rows]
+    for variant, on_front in zip(variants, result.pareto(variants), strict=True):
+        variant["pareto"] = on_front
+    results: dict[str, Any] = {
+        "schema": "edgekit.results/1",
+        "recipe": resolved_recipe(shop),
+        "environment": machine.describe(),
+        "seed": shop.recipe.seed,
+        "lock": lock,
+        "reference": variants[0]["id"],
+        "variants": variants,
+        "gate": {"passed": None, "checks": []},
+        "warnings": console.warnings(),
+    }
+    results["gate"] = gate.judge(results, shop.recipe.gate)
+    result.write_results(results, folder / RESULTS)
+    report.write(results, folder)
+    return results
+
+
+def _row(shop: Workshop, row: Row, rows: list[Row], folder: Path) -> dict[str, Any]:
+    """One row of the record."""
+    route, artifact = row.route, row.artifact
+    finished = row.status in ("ok", "built") and artifact is not None
+    shipped = _ship(artifact, folder, route.id) if finished and artifact else None
+    facts = _facts(shop, row) if finished else {}
+    measured = row.measured or {}
+    document: dict[str, Any] = {
+        "id": route.id,
+        "variant": route.variant,
+        "target": route.target.name,
+        "backend": route.target.backend,
+        "status": row.status,
+        "reason": row.reason,
+        "stages": [_stage(name, made) for name, made in row.stages],
+        "artifact": shipped,
+        "size_bytes": sum(f["size_bytes"] for f in shipped["files"]) if shipped else None,
+        "parameters": facts.get("parameters"),
+        "macs": facts.get("macs"),
+        "int8_macs_share": facts.get("int8_macs_share"),
+        "metric": _metric(artifact.metric) if finished and artifact else None,
+        "latency_ms": measured.get("latency_ms"),
+        "first_inference_ms": measured.get("first_inference_ms"),
+        "peak_rss_bytes": measured.get("peak_rss_bytes"),
+        "measured": {k: v for k, v in measured.items() if k not in ("latency_ms", "first_inference_ms")},
+        "scheme": route.target.quantize.model_dump(mode="json") if route.quantize else None,
+        "layers": facts.get("layers", []),
+        "reports": {name: _report(made) for name, made in row.stages},
+    }
+    document["vs_reference"] = _against(shop, row, rows, document, folder) if finished else None
+    if row.status == "built":
+        document["metric_from"] = "this machine's runtime"
+    return document
+
+
+def _ship(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:
+    """Copy an artifact's files into the record's folder; tell their hashes."""
+    place = folder / "artifacts" / name
+    temporary = folder / "artifacts" / f".{name}.new"
+    names = [str(path.relative_to(artifact.entry.folder)) for path in artifact.files]
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for file in names:
+            shutil.copyfile(artifact.entry.path(file), temporary / file)
+        shutil.rmtree(place, ignore_errors=True)
+        temporary.rename(place)
+    except OSError as error:
+        raise write_error(place, error) from error
+    files = [
+        {
+            "path": str((place / file).relative_to(folder)),
+            "sha256": sha256_file(place / file),
+            "size_bytes": (place / file).stat().st_size,
+        }
+        for file in names
+    ]
+    main = next(f for f in files if f["path"].endswith(artifact.path.name))
+    return {"path": main["path"], "sha256": main["sha256"], "files": files}
+
+
+def _facts(shop: Workshop, row: Row) -> dict[str, Any]:
+    """Parameters, MACs and, of the compiled graph, the share that runs in int8."""
+    onnx = next((made for _, made in reversed(row.stages) if made.form == "onnx"), None)
+    facts: dict[str, Any] = {}
+    try:
+        if onnx:
+            facts = shop.make(
+                "facts",
+                {"artifact": onnx.entry.key},
+                "facts.json",
+                "facts",
+                lambda folder, _: child.call("edgekit.onnxcost:cost", model=str(onnx.path)),
+            ).entry.meta
+        artifact = row.artifact
+        if artifact and artifact.form not in ("onnx", "torch"):
+            target = row.route.target.model_dump(mode="json")
+            made = shop.make(
+                "layers",
+                {"artifact": artifact.entry.key, "target": target},
+                "layers.json",
+                "facts",
+                lambda folder, _: {
+                    "layers": child.call("edgekit.backends:layers_job", artifact=str(artifact.path), target=target)
+                },
+            )
+            layers = made.entry.meta["layers"]
+            facts = {**facts, "layers": layers, "int8_macs_share": _int8_share(layers)}
+    except EdgekitError as error:
+        console.warn(f"{row.route.id}: can't read the compiled graph: {error.problem}")
+    return facts
+
+
+def _int8_share(layers: list[dict[str, Any]]) -> float | None:
+    total = sum(layer["macs"] for layer in layers)
+    return sum(layer["macs"] for layer in layers if layer["precision"] == "int8") / total if total else None
+
+
+def _stage(name: str, made: Artifact) -> dict[str, Any]:
+    return {
+        "name": name,
+        "seconds": made.entry.meta["seconds"],
+        "cached": made.entry.cached,
+        "metric": made.metric["value"] if made.metric else None,
+        "size_bytes": made.size_bytes,
+        "parity": made.parity,
+    }
+
+
+def _report(made: Artifact) -> dict[str, Any]:
+    hidden = ("seconds", "files", "file", "parity")
+    return {k: v for k, v in made.entry.meta.items() if k not in hidden}
+
+
+def _metric(judged: dict[str, Any] | None) -> dict[str, Any] | None:
+    if judged is None:
+        return None
+    return {k: judged[k] for k in ("name", "value", "ci95", "samples", "higher_is_better")}
+
+
+def _against(
+    shop: Workshop, row: Row, rows: list[Row], document: dict[str, Any], folder: Path
+) -> dict[str, Any] | None:
+    """This row against the untouched model on the same target, on the same samples."""
+    reference = next((r for r in rows if r.route.target.name == row.route.target.name and r.route.reference), None)
+    if reference is None or reference.artifact is None or reference.status not in ("ok", "built"):
+        return None
+    against: dict[str, Any] = {"id": reference.route.id, "metric_delta": None, "metric_delta_ci95": None}
+    mine, theirs, test = row.artifact, reference.artifact, shop.split("test")
+    if mine and mine.outputs and theirs.outputs and test:
+        metric = shop.recipe.metric.model_dump(mode="json")
+        judged = evaluate.judge(mine.outputs, test, metric, shop.recipe.base, reference=theirs.outputs)
+        against |= {
+            "metric_delta": judged["delta"],
+            "metric_delta_ci95": judged["delta_ci95"],
+            "agreement": judged.get("agreement"),
+        }
+    measured = row.measured or {}
+    return {
+        **against,
+        "size_ratio": document["size_bytes"] / theirs.size_bytes,
+        "speedup": measured.get("speedup"),
+        "speedup_ci95": measured.get("speedup_ci95"),
+        "verdict": measured.get("verdict"),
+    }

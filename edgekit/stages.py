@@ -1,0 +1,232 @@
+"""The stages of the line: what each one's result depends on, and the job that makes it.
+
+A stage is a function of the workshop (what a run shares), a route (what is asked for) and
+the artifact before it. It returns the next artifact, or None where the route leaves it out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit import child, machine, training, workload
+from edgekit.console import warn
+from edgekit.errors import InputError
+from edgekit.recipe import Recipe, TrainSection
+from edgekit.routes import Route
+from edgekit.workshop import ONNX, TORCH, Artifact, Workshop, versions
+
+
+def takes_part(name: str, route: Route, recipe: Recipe) -> bool:
+    """Whether a stage has something to do on a route."""
+    return {
+        "prune": route.prune is not None,
+        "recover": route.recover is not None,
+        "simplify": recipe.export.simplify,
+        "quantize": route.quantize is not None,
+        "finetune": route.quantize is not None and route.quantize.method == "qat",
+    }.get(name, True)
+
+
+def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
+    """Remove channels (torch → torch)."""
+    if route.prune is None:
+        return None
+    settings = route.prune.model_dump(mode="json")
+    calibration = shop.split("calibration") or shop.split("train")
+    inputs: dict[str, Any] = {"before": before.entry.key, "settings": settings}
+    arguments: dict[str, Any] = {"calibration": str(calibration.folder) if calibration else None}
+    if calibration and settings["method"] not in ("magnitude", "l2", "bn_scale", "lamp"):
+        inputs["data"] = calibration.digest
+    if route.prune.target_speedup:
+        target = route.target.model_dump(mode="json")
+        inputs |= {"target": target, "machine": machine.fingerprint(), "quantized": route.quantize is not None}
+        arguments["latency"] = {"target": target, "precision": "int8" if route.quantize else "fp32"}
+    return shop.make(
+        "prune",
+        inputs,
+        "model.pt2",
+        TORCH,
+        lambda folder, _: child.call(
+            "edgekit.pruners:prune_job",
+            model=str(before.path),
+            settings=settings,
+            out=str(folder / "model.pt2"),
+            base=str(shop.recipe.base),
+            **arguments,
+        ),
+    )
+
+
+def recover(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
+    """Fine-tune the pruned model, taught by the original (torch → torch)."""
+    if route.recover is None:
+        return None
+    return _train(shop, "recover", route.recover, before)
+
+
+def export(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
+    """Torch to ONNX; an ONNX model passes."""
+    if before.form == ONNX:
+        return None
+    settings = shop.recipe.export.model_dump(mode="json")
+    inputs = {"before": before.entry.key, "settings": settings, "versions": versions("torch", "onnx", "onnxscript")}
+    return shop.make(
+        "export",
+        inputs,
+        "model.onnx",
+        ONNX,
+        lambda folder, _: child.call(
+            "edgekit.export:export_job", model=str(before.path), settings=settings, out=str(folder / "model.onnx")
+        ),
+    )
+
+
+def simplify(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
+    """Let onnxsim fold and fuse what it can (ONNX → ONNX)."""
+    if not shop.recipe.export.simplify:
+        return None
+    made = shop.make(
+        "simplify",
+        {"before": before.entry.key, "versions": versions("onnx", "onnxsim")},
+        "model.onnx",
+        ONNX,
+        lambda folder, _: child.call(
+            "edgekit.export:simplify_job", model=str(before.path), out=str(folder / "model.onnx")
+        ),
+    )
+    if warning := made.entry.meta.get("warning"):
+        warn(f"simplify: {warning}")
+    return made
+
+
+def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
+    """Put Q/DQ in by the target's scheme (ONNX → ONNX)."""
+    if route.quantize is None:
+        return None
+    calibration = shop.split("calibration") or shop.split("train")
+    if calibration is None and route.quantize.method not in ("dynamic", "weight_only", "fp16", "bf16"):
+        raise InputError(
+            f"the variant '{route.variant}' quantizes, but [data] gives no 'calibration' split",
+            where="[data] entry",
+            remedy="return one: a few hundred samples of real inputs, kept apart from 'test'",
+        )
+    settings = route.quantize.model_dump(mode="json")
+    if settings["method"] == "qat":
+        settings["method"] = "static"
+    training_settings = settings.pop("train")
+    target = route.target.model_dump(mode="json")
+    validation = shop.split("validation")
+    metric = shop.recipe.metric.model_dump(mode="json") if validation and validation.labelled else None
+    inputs = {
+        "before": before.entry.key,
+        "settings": settings,
+        "backend": target["backend"],
+        "scheme": target["quantize"],
+        "options": target["options"],
+        "device": target["device"],
+        "data": calibration.digest if calibration else None,
+        "validation": [validation.digest, metric] if metric and validation else None,
+        "versions": versions("onnx", "onnxruntime"),
+    }
+    return shop.make(
+        "quantize",
+        inputs,
+        "model.onnx",
+        ONNX,
+        lambda folder, _: child.call(
+            "edgekit.quantizers:quantize_job",
+            model=str(before.path),
+            out=str(folder / "model.onnx"),
+            calibration=str(calibration.folder) if calibration else None,
+            target=target,
+            settings={**settings, "train": training_settings},
+            metric=metric,
+            validation=str(validation.folder) if metric and validation else None,
+            base=str(shop.recipe.base),
+        ),
+    )
+
+
+def finetune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
+    """Quantization-aware training of the very graph that ships (Q/DQ ONNX → Q/DQ ONNX)."""
+    if route.quantize is None or route.quantize.method != "qat":
+        return None
+    return _train(shop, "qat", route.quantize.train, before)
+
+
+def compile_model(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
+    """Compile for the target's runtime (ONNX → engine)."""
+    target = route.target
+    settings = target.model_dump(mode="json")
+    inputs = {
+        "before": before.entry.key,
+        "target": settings,
+        "versions": versions("onnxruntime", "openvino", "tensorrt"),
+        "machine": machine.fingerprint() if route.availability.status == "runs" else None,
+    }
+    return shop.make(
+        "compile",
+        inputs,
+        "model",
+        ONNX if target.compile_on_device and route.availability.status != "runs" else target.backend,
+        lambda folder, _: child.call(
+            "edgekit.backends:compile_job", model=str(before.path), target=settings, out=str(folder)
+        ),
+    )
+
+
+def _train(shop: Workshop, kind: Literal["recover", "qat"], settings: TrainSection, before: Artifact) -> Artifact:
+    """Train ``before``, taught by the original; without a training split, on the calibration data."""
+    recipe = shop.recipe
+    recover = kind == "recover"
+    data, live, digests = _training_data(shop)
+    metric = recipe.metric if shop.data.get("validation") and shop.data["validation"]["labelled"] else None
+    inputs = {
+        "before": before.entry.key,
+        "teacher": shop.loaded.entry.key,
+        "settings": settings.model_dump(mode="json"),
+        "data": digests,
+        "metric": metric.model_dump(mode="json") if metric else None,
+        "seed": recipe.seed,
+        "versions": versions("torch", "accelerate"),
+    }
+    main = "model.pt2" if recover else "model.onnx"
+
+    def work(folder: Path, scratch: Path) -> dict[str, Any]:
+        job = training.TrainJob(
+            kind=kind,
+            student=str(before.path),
+            teacher=str(shop.loaded.path),
+            out=str(folder / main),
+            scratch=str(scratch),
+            data=data,
+            settings=settings,
+            metric=metric,
+            seed=recipe.seed,
+            base=str(recipe.base),
+            **({} if recover else {"weights": str(before.before.path)}),
+        )
+        return {"training": training.train(job, data=live)}
+
+    return shop.make("recover" if recover else "finetune", inputs, main, TORCH if recover else ONNX, work)
+
+
+def _training_data(shop: Workshop) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """Where training reads from: the user's entry, live objects, or the calibration split on disk."""
+    entry, base = shop.recipe.data.entry, str(shop.recipe.base)
+    digests = {name: shop.data[name]["digest"] for name in ("train", "validation") if shop.data.get(name)}
+    if shop.data.get("train"):
+        if not workload.is_live(entry):
+            return {"entry": entry, "base": base}, None, digests
+        return {}, workload.obtain_data(entry, base, shop.recipe.seed), digests
+    spools = {"train": shop.split("calibration"), "validation": shop.split("validation")}
+    if spools["train"] is None:
+        raise InputError(
+            "this variant trains, but [data] gives neither a 'train' nor a 'calibration' split",
+            where="[data] entry",
+            remedy="return one, or switch recover and qat off",
+        )
+    warn("no 'train' split: training uses the calibration data, taught by the original model")
+    folders = {name: str(split.folder) for name, split in spools.items() if split}
+    return {"spool": folders}, None, {"calibration": shop.data["calibration"]["digest"], **digests}

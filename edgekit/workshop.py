@@ -1,0 +1,236 @@
+"""What all rows of a run share: the loaded model, the data on disk, and the store they build in."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import edgekit
+from edgekit import child, evaluate, machine, workload
+from edgekit.console import warn
+from edgekit.errors import EdgekitError, InputError
+from edgekit.recipe import Recipe
+from edgekit.routes import Route
+from edgekit.spool import Spool
+from edgekit.spool import read as read_spool
+from edgekit.store import MANIFEST, Entry, Store, sha256_json
+
+ONNX, TORCH = "onnx", "torch"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of the packages that a stage's result depends on, as far as they are installed."""
+    installed = machine.versions()
+    return {name: installed[name] for name in packages if name in installed}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a stage made.
+
+    Attributes:
+        path: Its main file. form: ``torch`` (.pt2), ``onnx`` or a backend's name.
+        entry: Where it lies in the store; ``entry.meta`` has the stage's report.
+        metric: The task metric after this stage, as :func:`edgekit.evaluate.judge` gives it; None without test data.
+        outputs: The outputs on the test split, for comparisons on the same samples.
+        parity: How it agrees with the artifact before it.
+        before: The artifact that it was made from; None for the loaded model.
+    """
+
+    path: Path
+    form: str
+    entry: Entry
+    metric: dict[str, Any] | None = None
+    outputs: Path | None = None
+    parity: dict[str, Any] | None = None
+    before: Artifact | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file of it."""
+        names = self.entry.meta.get("files")
+        if names:
+            return [self.entry.path(name) for name in names]
+        return sorted(p for p in self.entry.folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(p.stat().st_size for p in self.files)
+
+
+@dataclass
+class Workshop:
+    """What all rows of a run share."""
+
+    recipe: Recipe
+    store: Store
+    model: dict[str, str]
+    data: dict[str, Any]
+    loaded: Artifact = None  # type: ignore[assignment]  # set as soon as the model is loaded
+    failures: dict[str, EdgekitError] = field(default_factory=dict)
+
+    def job(self, function: str, /, **arguments: Any) -> Any:
+        """Call a job in a child process; one that gets live objects runs here instead."""
+        model = arguments.get("model")
+        entries = [arguments.get("data"), model.get("entry") if isinstance(model, dict) else None]
+        if not any(map(workload.is_live, entries)):
+            return child.call(function, **arguments)
+        module, _, name = function.partition(":")
+        return getattr(importlib.import_module(module), name)(**arguments)
+
+    def make(
+        self, stage: str, inputs: dict[str, Any], main: str, form: str, work: Callable[[Path, Path], dict[str, Any]]
+    ) -> Artifact:
+        """Build or find a stage's artifact; a failure is remembered, so that no row tries it twice.
+
+        Args:
+            stage: The stage's name. inputs: Everything that the result depends on.
+            main: The main file's name. form: The artifact's form.
+            work: ``work(folder, scratch) -> report``.
+        """
+        key = {"stage": stage, "edgekit": edgekit.__version__, **inputs}
+        known = self.failures.get(sha256_json(key))
+        if known:
+            raise known
+
+        def timed(folder: Path, scratch: Path) -> dict[str, Any]:
+            start = time.monotonic()
+            report = work(folder, scratch)
+            return {**report, "seconds": round(time.monotonic() - start, 3)}
+
+        try:
+            entry = self.store.build(key, timed)
+        except EdgekitError as error:
+            self.failures[sha256_json(key)] = error
+            raise
+        return Artifact(entry.path(entry.meta.get("file", main)), form, entry, parity=entry.meta.get("parity"))
+
+    def split(self, name: str) -> Spool | None:
+        """A split of the data on disk; None where the user gives no such split."""
+        if not self.data.get(name):
+            return None
+        limit = self.recipe.quantize.samples if name == "calibration" else None
+        inputs = {"stage": "data", "digest": self.data[name]["digest"], "split": name, "limit": limit}
+        entry = self.store.build(inputs, lambda folder, _: self._spool(name, limit, folder))
+        return read_spool(entry.path("spool"))
+
+    def _spool(self, name: str, limit: int | None, folder: Path) -> dict[str, Any]:
+        return self.job(
+            "edgekit.workload:spool_job",
+            data=self.recipe.data.entry,
+            base=str(self.recipe.base),
+            model=str(self.loaded.path),
+            seed=self.recipe.seed,
+            name=name,
+            limit=limit,
+            out=str(folder / "spool"),
+        )
+
+    def assess(self, artifact: Artifact, stage: str, route: Route, before: Artifact | None) -> Artifact:
+        """Measure the task metric of an artifact, and how it agrees with the one before it.
+
+        Raises:
+            StageError: Its outputs are NaN, constant or otherwise no model's.
+        """
+        test = self.split("test")
+        if test is None or not test.labelled:
+            return replace(artifact, before=before)
+        on_target = artifact.form not in (ONNX, TORCH)
+        target = route.target.model_dump(mode="json") if on_target else None
+        inputs = {
+            "artifact": artifact.entry.key,
+            "data": test.digest,
+            "form": artifact.form,
+            "target": target,
+            "versions": versions("torch")
+            if artifact.form == TORCH
+            else versions("onnxruntime", "openvino", "tensorrt"),
+        }
+        made = self.make(
+            "outputs",
+            inputs,
+            "outputs.npz",
+            "outputs",
+            lambda folder, _: child.call(
+                "edgekit.evaluate:outputs_job",
+                artifact=str(artifact.path),
+                backend=artifact.form,
+                target=target,
+                data=str(test.folder),
+                out=str(folder / "outputs.npz"),
+            ),
+        )
+        metric = self.recipe.metric.model_dump(mode="json")
+        reference = before.outputs if before else None
+        judged = evaluate.judge(made.path, test, metric, self.recipe.base, reference=reference)
+        parity = artifact.parity
+        if stage in ("recover", "quantize", "finetune"):
+            parity = {"agreement": judged.get("agreement"), "metric_delta": judged.get("delta")}
+        elif stage == "compile" and before and before.outputs:
+            parity = evaluate.difference(made.path, before.outputs)
+        return replace(artifact, metric=judged, outputs=made.path, parity=parity, before=before)
+
+
+def open_workshop(recipe: Recipe, store: Store, routes: list[Route]) -> Workshop:
+    """Load the model and the data: what every row starts from.
+
+    Raises:
+        InputError: The model or the data are wrong.
+    """
+    model = recipe.model.model_dump()
+    shop = Workshop(recipe, store, {}, {})
+    shop.model = shop.job("edgekit.workload:fingerprint_job", model=model, base=str(recipe.base), seed=recipe.seed)
+    export = recipe.export.model_dump(mode="json")
+    relevant = {k: export[k] for k in ("dynamic_batch", "dynamic_axes", "preprocess", "shapes")}
+    shop.loaded = shop.make(
+        "load",
+        {"model": shop.model, "export": relevant, "versions": versions("torch", "onnx")},
+        "model",
+        shop.model["kind"],
+        lambda folder, _: shop.job(
+            "edgekit.workload:load_job",
+            model=model,
+            base=str(recipe.base),
+            seed=recipe.seed,
+            export=export,
+            out=str(folder),
+        ),
+    )
+    for text in shop.loaded.entry.meta.get("notes", []):
+        warn(text)
+    if shop.model["kind"] == ONNX and (torch_only := [r for r in routes if r.prune or r.recover]):
+        raise InputError(
+            f"the variant '{torch_only[0].variant}' prunes or trains in torch, but the model is an ONNX file",
+            where="[model] path",
+            remedy="give the torch model as [model] entry, or switch prune and recover off in that variant",
+        )
+    _read_data(shop, routes)
+    shop.loaded = shop.assess(shop.loaded, "load", routes[0], None)
+    return shop
+
+
+def _read_data(shop: Workshop, routes: list[Route]) -> None:
+    """Hash the splits that this run needs; warn where they overlap."""
+    recipe = shop.recipe
+    if recipe.data.entry is None:
+        return
+    limits: dict[str, int | None] = {"test": None}
+    if any(r.quantize or r.prune for r in routes):
+        limits |= {"calibration": recipe.quantize.samples, "validation": None}
+    if any(r.trains for r in routes):
+        limits |= {"train": None, "validation": None}
+    shop.data = shop.job(
+        "edgekit.workload:digest_job",
+        data=recipe.data.entry,
+        base=str(recipe.base),
+        model=str(shop.loaded.path),
+        seed=recipe.seed,
+        limits=limits,
+    )
+    for text in shop.data.pop("overlaps", []):
+        warn(text)
