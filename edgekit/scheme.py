@@ -17,6 +17,13 @@ class Scheme(BaseModel):
         per_channel: A scale for each output channel of a weight, instead of one for the tensor.
         weight_bits: 8, or 7 where kernels add int8 products in 16 bits (x86 without VNNI).
         saturates: Whether the target's kernels add pairs of products in 16 bits, so that they can overflow.
+        bias: ``int32`` with the scale of input times weight, or left ``float``.
+        compute: Operators with weights that have integer kernels.
+        elementwise: Operators that run in integers between integer neighbours.
+        quantize_outputs: Operators of ``compute`` whose integer kernel is only used if their output is quantized.
+        products: Whether products of two activations (attention's) run in integers.
+        absorb_clip: Whether a Relu or Clip before a QuantizeLinear is left to the saturation of its integers.
+        prepare: Rewriting rules that bring the graph into the form that the integer kernels know, in this order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,3 +34,10 @@ class Scheme(BaseModel):
     per_channel: bool = True
     weight_bits: Literal[7, 8] = 8
     saturates: bool = False
+    bias: Literal["int32", "float"] = "int32"
+    compute: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
+    elementwise: tuple[str, ...] = ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid")
+    quantize_outputs: tuple[str, ...] = ("Conv",)
+    products: bool = False
+    absorb_clip: bool = True
+    prepare: tuple[str, ...] = ("mean_to_pool",)

@@ -1,1 +1,198 @@
-"""Quantizers. A file here is one: it edits an ONNX graph by the target's scheme."""
+"""Quantizers. A file here is one: it edits an ONNX graph by the target's scheme.
+
+**The static Q/DQ form** (read by the quantization-aware training, and by everyone who wonders):
+
+- An activation ``T`` that is integer has one ``QuantizeLinear`` named ``T_q`` and one ``DequantizeLinear``
+  named ``T_dq`` behind it, with scalar initializers ``L_scale`` (float32) and ``L_zero_point`` (the scheme's
+  integer type). ``L`` is the value that leads the group: ``T`` itself, or for what only moves numbers (MaxPool,
+  Reshape …) the value that was moved, so both Q/DQ read the very same initializers.
+- Where ``T`` is made by a Relu or Clip that the integers' saturation replaces, Q reads the Relu's input and the Relu is gone.
+- A weight ``W`` is an int8 initializer ``W_q`` (within ±127, or ±63 with 7 bits) read through ``DequantizeLinear`` ``W_dq``
+  with ``W_scale`` (a vector along ``axis``, the output channels, or a scalar) and ``W_zero_point`` (zeros).
+- A bias of node ``N`` is an int32 initializer ``N_bias_q`` read through ``DequantizeLinear`` ``N_bias_dq``, whose scale
+  ``N_bias_scale`` is the input's scale times the weight's, axis 0; its zero point is 0. (Scheme ``bias = "float"``: left alone.)
+- A constant operand ``C`` of an Add or Mul is an initializer ``C_operand_q`` of the activations' type, read through ``C_operand_dq``.
+- Graph inputs and outputs keep their names, types and free batch; the opset is 13 or above.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit import child, rooms, spool
+from edgekit.errors import InputError
+from edgekit.recipe import ExportSection, MetricSection, QuantizeSection
+from edgekit.target import Target, checked, load_target
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What :func:`quantize` hands back.
+
+    Attributes:
+        path: The quantized ONNX file.
+        report: What was done, layer by layer (JSON).
+    """
+
+    path: Path
+    report: dict[str, Any] = field(repr=False)
+
+
+def quantize(
+    model: Any,
+    calibration: Iterable[Any],
+    *,
+    target: str | Target = "x86-cpu",
+    method: str = "auto",
+    out: str | Path = "model.onnx",
+    validation: Iterable[Any] | None = None,
+    metric: str | MetricSection | None = None,
+    opset: int = 18,
+    **settings: Any,
+) -> Quantized:
+    """Quantize a model for a target.
+
+    Args:
+        model: A torch module, or the path of an ``.onnx`` or ``.pt2`` file.
+        calibration: Input batches (array, tensor, tuple or dict, or pairs with labels); read once, never kept whole in memory.
+        target: A target's name, the path of its file, or a :class:`Target`.
+        method: A member of ``edgekit/quantizers``, or ``auto``.
+        out: The ONNX file to write.
+        validation, metric: Labelled batches and the metric by which ``auto`` and ``max_drop`` judge; without them,
+            signal-to-noise on held-out calibration data does.
+        opset: Of the export, where ``model`` is torch.
+        **settings: The other keys of the recipe's ``[quantize]``: ``calibration``, ``samples``, ``max_drop`` … (the
+            way in which ranges are found is ``ranges=``, as ``calibration`` is taken).
+
+    Raises:
+        InputError: A model, target, setting or sample that is wrong.
+        StageError: The quantized model is bad, or ``max_drop`` can't be held.
+    """
+    from edgekit.batches import Converter
+
+    chosen = target if isinstance(target, Target) else load_target(target)
+    section = _section(method, settings)
+    wanted = MetricSection(name=metric) if isinstance(metric, str) else metric
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as name:
+        folder = Path(name)
+        batches, first = _peek(calibration)
+        source = _source(model, first, folder, opset)
+        convert = Converter(source)
+        limited = itertools.islice(batches, section.samples)
+        split = spool.write(
+            (convert(b, f"calibration batch {i}") for i, b in enumerate(limited)), folder / "calibration"
+        )
+        judged = None
+        if validation is not None:
+            judged = spool.write(
+                (convert(b, f"validation batch {i}") for i, b in enumerate(validation)), folder / "validation"
+            )
+        report = child.call(
+            "edgekit.quantizers:quantize_job",
+            model=str(_onnx(source, folder, opset)),
+            out=str(Path(out).resolve()),
+            calibration=str(split.folder),
+            target=chosen.model_dump(mode="json"),
+            settings=section.model_dump(mode="json"),
+            metric=wanted.model_dump(mode="json") if wanted and judged else None,
+            validation=str(judged.folder) if judged else None,
+            base=str(Path.cwd()),
+        )
+    return Quantized(Path(out), report)
+
+
+def _section(method: str, settings: dict[str, Any]) -> QuantizeSection:
+    if "ranges" in settings:
+        settings = {**settings, "calibration": settings["ranges"]}
+        del settings["ranges"]
+    return checked(QuantizeSection, {"method": method, **settings}, Path("quantize(…)"))
+
+
+def _peek(batches: Iterable[Any]) -> tuple[Iterator[Any], Any]:
+    """The batches again, and the first of them."""
+    iterator = iter(batches)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise InputError(
+            "the calibration data have no batch",
+            remedy="give a few hundred samples of real inputs; a used-up iterator is empty",
+        ) from None
+    return itertools.chain([first], iterator), first
+
+
+def _source(model: Any, first: Any, folder: Path, opset: int) -> Path:
+    """The model as a ``.pt2`` or ``.onnx`` file; a torch module is captured with the first batch as its example."""
+    if isinstance(model, str | Path):
+        return Path(model)
+    from edgekit import exported
+
+    if not exported.is_exported(model):
+        inputs = first[0] if isinstance(first, tuple | list) and len(first) == 2 else first
+        model = exported.capture(model, _tensors(inputs))
+    return exported.save(model, folder / "model.pt2")
+
+
+def _onnx(source: Path, folder: Path, opset: int) -> Path:
+    """The simplified ONNX file of a source; an ONNX file is taken as it is."""
+    if source.suffix != ".pt2":
+        return source
+    raw, simple = folder / "raw.onnx", folder / "simple.onnx"
+    settings = ExportSection(opset=opset).model_dump(mode="json")
+    child.call("edgekit.export:export_job", model=str(source), settings=settings, out=str(raw))
+    child.call("edgekit.export:simplify_job", model=str(raw), out=str(simple))
+    return simple
+
+
+def _tensors(inputs: Any) -> Any:
+    import torch
+
+    if isinstance(inputs, dict):
+        return {key: _tensors(value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(_tensors(value) for value in inputs)
+    return torch.as_tensor(inputs)
+
+
+def quantize_job(
+    model: str,
+    out: str,
+    calibration: str | None,
+    target: dict[str, Any],
+    settings: dict[str, Any],
+    metric: dict[str, Any] | None = None,
+    validation: str | None = None,
+    base: str = "",
+) -> dict[str, Any]:
+    """Quantize the ONNX file ``model`` into ``out``; meant for :func:`edgekit.child.call`.
+
+    Args:
+        model, out: ONNX files.
+        calibration, validation: Spool folders.
+        target, settings, metric: A :class:`Target`, :class:`QuantizeSection` and :class:`MetricSection` as JSON.
+        base: The recipe's folder.
+
+    Returns:
+        The report (JSON), as the quantizer wrote it.
+    """
+    from edgekit.quantizers import _graph
+    from edgekit.quantizers._job import Job
+
+    job = Job(
+        calibration=spool.read(calibration) if calibration else None,
+        target=Target.model_validate(target),
+        settings=QuantizeSection.model_validate(settings),
+        metric=MetricSection.model_validate(metric) if metric else None,
+        validation=spool.read(validation) if validation else None,
+        base=Path(base),
+    )
+    graph = _graph.load(Path(model))
+    method = "static" if job.settings.method in ("auto", "qat") else job.settings.method
+    done, report = rooms.load("quantizers", method, base=job.base).quantize(graph, job)
+    _graph.save(done, Path(out))
+    return {**report, "size_bytes": Path(out).stat().st_size}

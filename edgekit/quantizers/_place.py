@@ -1,0 +1,194 @@
+"""Where Q/DQ stands: which nodes compute in integers, and which tensors that makes integers.
+
+A *compute* node (a convolution, a product with weights) runs in integers wherever its weight is
+constant. An *elementwise* node follows its neighbours: it does so if all that it reads is integer
+already and something integer reads it. A *mover* (reshape, max pool …) only moves numbers, so its
+output shares the input's scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekit.quantizers._graph import attribute, constant
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgekit.scheme import Scheme
+
+# Operators that only move numbers: the first input's scale is the output's.
+MOVERS = frozenset(
+    ("DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split")
+    + ("Squeeze", "Tile", "Transpose", "Unsqueeze")
+)
+CLIPS = frozenset(("Relu", "Clip"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be quantized, by name; made by :func:`plan`.
+
+    Attributes:
+        nodes: Nodes that compute in integers, in graph order.
+        activations: Value → the value whose scale it shares (often itself).
+        weights: Compute node → (index of the weight among its inputs, axis of its output channels or None).
+        constants: (elementwise node, input index) of a constant operand.
+        floats: Compute node that stays float → why.
+    """
+
+    nodes: tuple[str, ...]
+    activations: dict[str, str]
+    weights: dict[str, tuple[int, int | None]]
+    constants: tuple[tuple[str, int], ...]
+    floats: dict[str, str]
+
+
+def plan(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str] = ()) -> Plan:
+    """Decide for every node of a graph (:func:`edgekit.quantizers._graph.load`).
+
+    Args:
+        graph: The float graph.
+        scheme: The target's.
+        keep_float: Names of nodes that must stay float.
+    """
+    floats = {
+        n.name or "": why for n in graph if n.op_type in scheme.compute and (why := _refusal(n, keep_float, scheme))
+    }
+    nodes = _integer_nodes(graph, scheme, {*keep_float, *floats})
+    leader = _Groups()
+    weights: dict[str, tuple[int, int | None]] = {}
+    constants: list[tuple[str, int]] = []
+    for node in nodes:
+        if node.op_type in scheme.compute and (found := weight_of(node)):
+            weights[node.name or ""] = found
+        for index, value in data_inputs(node, scheme):
+            if constant(value) is not None:
+                constants.append((node.name or "", index))
+            else:
+                leader.find(value.name or "")
+        if node.op_type in MOVERS:
+            for out in node.outputs:
+                leader.join(out.name or "", node.inputs[0].name or "")  # type: ignore[union-attr]
+        elif _output_is_integer(node, scheme):
+            leader.find(_after_clip(node.outputs[0], scheme).name or "")
+    return Plan(
+        nodes=tuple(n.name or "" for n in nodes),
+        activations={name: leader.find(name) for name in leader.parent},
+        weights=weights,
+        constants=tuple(constants),
+        floats=floats,
+    )
+
+
+def weight_of(node: ir.Node) -> tuple[int, int | None] | None:
+    """``(input index, axis of the output channels)`` of a compute node's constant weight; axis None: one scale."""
+    for index in (1, 0) if node.op_type == "MatMul" else (1,):
+        weight = constant(node.inputs[index])
+        if weight is None:
+            continue
+        if node.op_type in ("Conv", "ConvTranspose"):
+            return index, 0 if node.op_type == "Conv" else 1
+        if node.op_type == "Gemm":
+            return index, 0 if attribute(node, "transB", 0) else 1
+        return index, 1 if index == 1 and weight.ndim == 2 else None
+    return None
+
+
+def data_inputs(node: ir.Node, scheme: Scheme) -> Iterator[tuple[int, ir.Value]]:
+    """The inputs of an integer node that are activations (or an elementwise node's constant operand)."""
+    if node.op_type in scheme.compute:
+        weight = weight_of(node)
+        candidates = [i for i in (0, 1) if weight is None or i != weight[0]]
+    elif node.op_type == "Concat":
+        candidates = list(range(len(node.inputs)))
+    else:
+        candidates = [0, 1] if node.op_type in ("Add", "Mul") else [0]
+    for index in candidates:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None:
+            yield index, value
+
+
+def _refusal(node: ir.Node, keep_float: Collection[str], scheme: Scheme) -> str:
+    """Why a compute node stays float; empty if it need not."""
+    if node.name in keep_float:
+        return "kept in float to hold the accuracy"
+    if not _is_float(node.inputs[0]) and node.inputs[0] is not None and node.inputs[0].dtype is not None:
+        return f"its input is {node.inputs[0].dtype.name}"
+    weight = weight_of(node)
+    if weight is None and not (node.op_type == "MatMul" and scheme.products):
+        return "a product of two activations" if node.op_type == "MatMul" else "its weight is not constant"
+    if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0):
+        return "a Gemm with alpha or beta"
+    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+        return "a Gemm with a transposed input"
+    return ""
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    import onnx_ir as ir
+
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _integer_nodes(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str]) -> list[ir.Node]:
+    """Forward: what can follow its producers in integers; backward: what feeds nothing integer is let go."""
+    chosen: dict[ir.Node, bool] = {}  # in graph order; whether it must stay
+    integer: set[ir.Value] = set()
+    for node in graph:
+        if node.name in keep_float or node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in scheme.compute:
+            chosen[node] = True
+            if node.op_type in scheme.quantize_outputs:
+                integer.add(_after_clip(node.outputs[0], scheme))
+        elif _follows(node, scheme, integer):
+            chosen[node] = False
+            integer.update(node.outputs if node.op_type in MOVERS else [_after_clip(node.outputs[0], scheme)])
+    for node in reversed(list(chosen)):
+        readers = [u for out in node.outputs for u in _after_clip(out, scheme).consumers()]
+        if not chosen[node] and not any(reader in chosen for reader in readers):
+            del chosen[node]
+    return list(chosen)
+
+
+def _follows(node: ir.Node, scheme: Scheme, integer: set[ir.Value]) -> bool:
+    if node.op_type not in scheme.elementwise and node.op_type not in MOVERS:
+        return False
+    values = [value for _, value in data_inputs(node, scheme)]
+    constants = [v for v in values if constant(v) is not None]
+    if node.op_type in MOVERS or node.op_type == "Concat":
+        return all(v in integer for v in values)
+    return len(constants) < len(values) and all(v in integer or (v in constants and _is_float(v)) for v in values)
+
+
+def _output_is_integer(node: ir.Node, scheme: Scheme) -> bool:
+    return node.op_type in scheme.quantize_outputs or node.op_type in scheme.elementwise
+
+
+def _after_clip(value: ir.Value, scheme: Scheme) -> ir.Value:
+    """The value itself, or what the Relu or Clip that alone reads it makes of it."""
+    readers = value.consumers()
+    if value.is_graph_output() or len(readers) != 1 or readers[0].op_type not in CLIPS:
+        return value
+    return readers[0].outputs[0]
+
+
+class _Groups:
+    """Values that share a scale (union-find by name)."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        root = self.parent.setdefault(name, name)
+        while root != self.parent[root]:
+            root = self.parent[root]
+        self.parent[name] = root
+        return root
+
+    def join(self, name: str, other: str) -> None:
+        self.parent[self.find(name)] = self.find(other)
