@@ -128,6 +128,11 @@ class QuantizeSection(Section):
     max_drop: float | None = Field(None, ge=0)
     train: TrainSection = TrainSection(epochs=2, optimizer="adam", weight_decay=0.0, distill=1.0, temperature=1.0)
 
+    @field_validator("method")
+    @classmethod
+    def _as_the_file_is_named(cls, value: str) -> str:
+        return value if value.endswith(".py") else value.replace("-", "_")
+
 
 class Preprocess(Section):
     """Preprocessing folded into the graph: the device feeds raw uint8.
