@@ -82,8 +82,8 @@ def write_results(results: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         InputError: It is not valid. StageError: It can't be written; the old one is intact.
     """
+    validate(results, str(path))
     sealed = {**results, "digest": digest(results)}
-    validate(sealed, str(path))
     write_json(path, sealed)
     return sealed
 
@@ -251,7 +251,7 @@ def _files(value: Any) -> Iterator[tuple[str, str]]:
 def _fault(root: Path, path: str, sha: str) -> str | None:
     """What is wrong with one file, or None."""
     file = root / path
-    if Path(path).is_absolute() or ".." in Path(path).parts:
+    if not _inside(path):
         return f"{path}: points outside of the record's folder"
     if any(part.is_symlink() for part in (file, *file.parents) if part.is_relative_to(root) and part != root):
         return f"{path}: is a symbolic link"
@@ -264,9 +264,13 @@ def _fault(root: Path, path: str, sha: str) -> str | None:
     return None if found == sha else f"{path}: changed: its sha256 is {found[:12]}…, the record says {sha[:12]}…"
 
 
+def _inside(path: str) -> bool:
+    return not Path(path).is_absolute() and ".." not in Path(path).parts
+
+
 def _strangers(root: Path, named: set[str]) -> list[str]:
     """Files in an artifact's own folder that the record does not name: a runtime might load them."""
-    folders = {(root / path).parent for path in named} - {root}
+    folders = {(root / path).parent for path in named if _inside(path)} - {root}
     found = [p for folder in sorted(folders) if folder.is_dir() for p in sorted(folder.iterdir()) if p.is_file()]
     return [
         f"{p.relative_to(root)}: the record does not name this file"
