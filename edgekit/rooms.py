@@ -24,13 +24,14 @@ def members(room: str) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
 
 
-def load(room: str, name: str, *, base: Path | None = None) -> ModuleType:
+def load(room: str, name: str, *, base: Path | None = None, where: str = "") -> ModuleType:
     """Import a room's member by name, or the user's own by path.
 
     Args:
         room: ``"backends"``, ``"metrics"``, …
         name: A member's name, or a path that ends in ``.py``.
         base: The folder that a relative path starts from (the recipe's).
+        where: The file that names it, for the message.
 
     Raises:
         InputError: No such member (the nearest is offered), or no such file.
@@ -42,6 +43,7 @@ def load(room: str, name: str, *, base: Path | None = None) -> ModuleType:
         noun = room.rstrip("s")
         raise InputError(
             f"no {noun} named '{name}'{did_you_mean(name, known)}",
+            where=where,
             remedy=f"choose one of {', '.join(known)}, or give the path of a .py file",
         )
     return importlib.import_module(f"edgekit.{room}.{name}")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import platform
 import tomllib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgekit.errors import InputError
+from edgekit import child, machine, rooms
+from edgekit.console import warn
+from edgekit.errors import EdgekitError, InputError, UnavailableError
 from edgekit.rooms import did_you_mean
 from edgekit.scheme import Scheme
-from edgekit.store import sha256_json
+from edgekit.store import sha256_file, sha256_json
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -26,12 +34,15 @@ class Device(_Section):
     Attributes:
         arch: As ``platform.machine()`` says it there: ``x86_64``, ``aarch64``.
         isa: CPU flags (as in ``/proc/cpuinfo``) without which the artifact can't run.
+        isa_absent: CPU flags that the device lacks: a machine that has them runs other kernels, so its
+            numbers are not the device's.
         cpu: A part of the CPU's or board's name; empty: any CPU of that architecture.
         cores: CPU cores. memory_mb: RAM in MiB. tops: int8 tera-operations a second, as published.
     """
 
     arch: str
     isa: tuple[str, ...] = ()
+    isa_absent: tuple[str, ...] = ()
     cpu: str = ""
     cores: int | None = None
     memory_mb: int | None = None
@@ -75,8 +86,9 @@ class Target(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
     def digest(self) -> str:
-        """Hex SHA-256 of everything that the file says."""
-        return sha256_json(self.model_dump(mode="json"))
+        """Hex SHA-256 of everything that the file says, and of the user's own backend if it names one."""
+        own = sha256_file(Path(self.backend)) if self.backend.endswith(".py") else ""
+        return sha256_json([self.model_dump(mode="json"), own])
 
 
 def folder() -> Path:
@@ -119,8 +131,133 @@ def read_target(path: Path) -> Target:
     Raises:
         InputError: Missing, not TOML, an unknown key, or a value of the wrong kind.
     """
-    data = read_toml(path)
-    return checked(Target, {"name": path.stem, **data}, path)
+    data = {"name": path.stem, **read_toml(path)}
+    backend = data.get("backend")
+    if isinstance(backend, str) and backend.endswith(".py"):
+        data["backend"] = str((path.parent / backend).resolve())  # a path in a file starts at its folder
+    target = checked(Target, data, path)
+    if not target.backend.endswith(".py"):
+        module = rooms.load("backends", target.backend, where=str(path))
+        check_table(module.Options, target.options, path, "options")
+    return target
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can be used on this machine.
+
+    Attributes:
+        status: ``runs`` here; ``cross``: an artifact can be made here, for a device that is not here; ``unavailable``.
+        reason: Why it does not run here; empty for ``runs``.
+        remedy: What to do about it. warning: What to know though it runs.
+        facts: What the runtime says of itself (``version``, ``devices``, ``driver`` …): part of an artifact's key.
+    """
+
+    status: Literal["runs", "cross", "unavailable"]
+    reason: str = ""
+    remedy: str = ""
+    warning: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def availability(target: Target) -> Availability:
+    """Whether ``target`` can be used here: the machine is compared, the runtime is proved in a child process.
+
+    Warns where the target runs but not as its name says (a CPU without VNNI).
+    """
+    found = _availability(target)
+    if found.warning:
+        warn(f"{target.name}: {found.warning}")
+    return found
+
+
+def targets(names_or_paths: Iterable[str] = (), *, base: Path | None = None) -> list[dict[str, Any]]:
+    """Every packaged target (or those named), with whether it can be used here, as JSON-ready rows.
+
+    Raises:
+        InputError: No such target, or a wrong file.
+    """
+    chosen = [load_target(name, base=base) for name in (list(names_or_paths) or names())]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(_availability, chosen))
+    return [_row(target, can) for target, can in zip(chosen, found, strict=True)]
+
+
+def _row(target: Target, can: Availability) -> dict[str, Any]:
+    device = target.device.model_dump(mode="json")
+    facts = target.model_dump(mode="json", include={"name", "title", "source", "evidence", "backend", "precisions"})
+    return {
+        **facts,
+        **{key: device[key] for key in ("arch", "isa", "cpu", "cores", "memory_mb", "tops")},
+        "threads": target.run.threads,
+        "status": can.status,
+        "reason": can.reason,
+        "remedy": can.remedy,
+        "warning": can.warning,
+    }
+
+
+def _availability(target: Target) -> Availability:
+    lacking = lacks(target)
+    if lacking and not target.cross:
+        return Availability("unavailable", f"not available here, because {lacking}", "run edgekit on that device")
+    if lacking and target.compile_on_device:
+        return Availability("cross", lacking, "bundle it, and run it on the device")
+    try:
+        facts = _proved(target.backend, json.dumps({} if lacking else target.options, sort_keys=True))
+    except UnavailableError as error:
+        if target.compile_on_device and target.cross:
+            return Availability("cross", error.problem, error.remedy)
+        return Availability("unavailable", error.problem, error.remedy)
+    except InputError:
+        raise
+    except EdgekitError as error:
+        reason = f"not available here, because its runtime does not work: {error.problem}"
+        return Availability("unavailable", reason, "see: edgekit doctor")
+    if lacking:
+        return Availability("cross", lacking, "bundle it, and run it on the device", facts=facts)
+    return Availability("runs", warning=_warning(target), facts=facts)
+
+
+def lacks(target: Target) -> str:
+    """What this machine lacks to be the target's device, in words; empty: nothing."""
+    device, arch = target.device, platform.machine()
+    if device.arch != arch:
+        return f"this machine is {arch}, the device is {device.arch}"
+    names = f"{machine.cpu_name()} {machine.board() or ''}".strip()
+    if device.cpu and device.cpu.lower() not in names.lower():
+        return f"this machine is '{names}', the device is '{device.cpu}'"
+    flags = machine.cpu_flags()
+    if missing := [flag for flag in device.isa if flag not in flags]:
+        return f"this CPU lacks {', '.join(missing)}"
+    if extra := [flag for flag in device.isa_absent if flag in flags]:
+        return f"this CPU has {', '.join(extra)}, which the device lacks, and so runs other kernels"
+    if target.run.threads > machine.usable_threads():
+        return f"this machine has {machine.usable_threads()} usable cores, the device runs {target.run.threads} threads"
+    return ""
+
+
+def _warning(target: Target) -> str:
+    if target.device.arch != "x86_64" or "int8" not in target.precisions or target.device.isa_absent:
+        return ""
+    cpu_backends = ("onnxruntime", "openvino")
+    vnni = {"avx512_vnni", "avx_vnni"} & machine.cpu_flags()
+    if vnni or target.quantize.saturates or target.backend not in cpu_backends:
+        return ""
+    return (
+        "this CPU has no VNNI: its int8 kernels add pairs of products in 16 bits and may saturate; "
+        "the target x86-cpu-avx2 is made for it"
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _proved(backend: str, options: str) -> dict[str, str]:
+    """What the runtime says of itself after it computed a one-operator model in a child process.
+
+    Raises:
+        UnavailableError: It is not here, or has no such device. EdgekitError: It does not work.
+    """
+    return child.call("edgekit.backends:prove_job", backend=backend, options=json.loads(options), timeout_s=120.0)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -161,13 +298,13 @@ def checked(model: type[M], data: dict[str, Any], path: Path) -> M:
         raise InputError(problem + more, where=where, remedy=remedy, details=details) from error
 
 
-def check_table(model: type[M], table: dict[str, Any], owner: str, section: str) -> M:
+def check_table(model: type[M], table: dict[str, Any], path: Path, section: str) -> M:
     """Validate a free table (a backend's ``[options]``) whose keys only its consumer knows.
 
     Args:
         model: The consumer's pydantic model.
         table: What the file says.
-        owner: The target's name; its file is looked up for the line.
+        path: The file, for the message.
         section: The table's name there.
 
     Raises:
@@ -176,9 +313,7 @@ def check_table(model: type[M], table: dict[str, Any], owner: str, section: str)
     try:
         return model.model_validate(table)
     except ValidationError as error:
-        path = folder() / f"{owner}.toml"
-        first = error.errors()[0]
-        where, problem, remedy = _problem(model, first, path if path.is_file() else Path(f"{owner}.toml"), section)
+        where, problem, remedy = _problem(model, error.errors()[0], path, section)
         raise InputError(problem, where=where, remedy=remedy) from error
 
 

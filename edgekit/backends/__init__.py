@@ -7,6 +7,9 @@ or a measuring worker, never through their own process: the ``*_job`` functions 
 
 from __future__ import annotations
 
+import base64
+import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from edgekit import rooms
-from edgekit.errors import InputError
-from edgekit.target import Target
+from edgekit.errors import InputError, StageError
+from edgekit.target import Target, check_table, lacks
 
 if TYPE_CHECKING:
     import numpy as np
     from pydantic import BaseModel
 
-O = TypeVar("O", bound="BaseModel")
+Table = TypeVar("Table", bound="BaseModel")
 
 Feeds = Mapping[str, "np.ndarray[Any, Any]"]
 
@@ -125,15 +128,13 @@ def load(name: str, *, base: Path | None = None) -> Backend:
     return cast("Backend", rooms.load("backends", name, base=base))
 
 
-def options_of(model: type[O], target: Target) -> O:
+def options_of(model: type[Table], target: Target) -> Table:
     """A target's ``[options]``, checked by its backend.
 
     Raises:
         InputError: An unknown option (the nearest is offered) or a wrong value, with the key.
     """
-    from edgekit.target import check_table
-
-    return check_table(model, target.options, target.name, "options")
+    return check_table(model, target.options, Path(f"{target.name}.toml"), "options")
 
 
 def check_file(artifact: Path, kinds: Iterable[str]) -> None:
@@ -236,13 +237,54 @@ def int8_macs_share(layers: Iterable[LayerPrecision]) -> float | None:
 INTEGER = frozenset({"int4", "int8", "uint8", "i4", "i8", "u4", "u8"})
 
 
+# x (1, 4) times w (4, 2), w counting from 1: an ONNX file as bytes, for a board has no onnx package.
+PROOF_MODEL = (
+    "CAgSB2VkZ2VraXQ6eAoYCgF4CgF3EgF5GgVwcm9vZiIGTWF0TXVsEgVwcm9vZiorCAQIAhABQgF3SiAAAIA/AAAAQAAAQEAAAIBAAACgQAAAwEAA"
+    "AOBAAAAAQVoTCgF4Eg4KDAgBEggKAggBCgIIBGITCgF5Eg4KDAgBEggKAggBCgIIAkIECgAQDQ=="
+)
+
+
 def probe_job(name: str) -> dict[str, str]:
     """Facts about a backend that works here (see :meth:`Backend.probe`)."""
     return load(name).probe()
 
 
+def prove_job(backend: str, options: dict[str, Any]) -> dict[str, str]:
+    """Compile and run a one-operator model; return the backend's facts.
+
+    Args:
+        backend: A backend's name or path.
+        options: A target's options, for the device that they name.
+
+    Raises:
+        UnavailableError: Not here. InputError: A wrong option. StageError: It computes something wrong.
+    """
+    import numpy as np
+
+    runtime = load(backend)
+    proof = Target.model_validate(
+        {"name": "proof", "title": "", "source": "", "backend": backend, "options": options, "device": {"arch": ""}}
+    )
+    options_of(runtime.Options, proof)
+    facts = runtime.probe()
+    with tempfile.TemporaryDirectory(prefix="edgekit-proof-") as folder:
+        model, out = Path(folder, "proof.onnx"), Path(folder, "out")
+        model.write_bytes(base64.b64decode(PROOF_MODEL))
+        out.mkdir()
+        session = runtime.open_model(runtime.compile_model(model, proof, out), proof)
+        x = np.array([[1, 2, 3, 4]], np.float32)
+        (y,) = session.run({"x": x})
+    if not np.allclose(y, [[50, 60]], rtol=1e-2):
+        raise StageError(
+            f"the runtime computes a product of matrices wrongly: {y.tolist()}, not [[50, 60]]",
+            where=backend,
+            remedy="install another version of it",
+        )
+    return facts
+
+
 def compile_job(model: str, target: dict[str, Any], out: str) -> dict[str, Any]:
-    """Compile ``model`` into the folder ``out``.
+    """Compile ``model`` into the folder ``out``; where the device must compile itself, put the ONNX file there.
 
     Returns:
         ``path`` (the main file's name), ``files`` (all names), ``seconds``, ``version`` of the runtime.
@@ -251,10 +293,23 @@ def compile_job(model: str, target: dict[str, Any], out: str) -> dict[str, Any]:
     backend = load(aim.backend)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    main = backend.compile_model(Path(model), aim, folder)
+    if aim.compile_on_device and lacks(aim):
+        main, version = _copied(Path(model), folder), ""
+    else:
+        main, version = backend.compile_model(Path(model), aim, folder), backend.version()
     seconds = time.perf_counter() - start
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    return {"path": main.name, "files": files, "seconds": seconds, "version": backend.version()}
+    return {"path": main.name, "files": files, "seconds": seconds, "version": version}
+
+
+def _copied(model: Path, folder: Path) -> Path:
+    """The ONNX file as ``model.onnx``, with the files that its weights lie in."""
+    from edgekit import onnxfile
+
+    main = folder / "model.onnx"
+    for file in onnxfile.files(model):
+        shutil.copyfile(file, main if file == model else folder / file.relative_to(model.parent))
+    return main
 
 
 def layers_job(artifact: str, target: dict[str, Any]) -> list[dict[str, Any]]:
