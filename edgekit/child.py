@@ -85,7 +85,7 @@ def child_environment(threads: int | None = None, extra: dict[str, str] | None =
     """The scrubbed environment of a child process."""
     environment = {**os.environ, **SCRUBBED, **(extra or {})}
     home = str(Path(__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (home, environment.get("PYTHONPATH"))))
     if threads:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         environment.update(dict.fromkeys(names, str(threads)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import edgekit
 from edgekit import child, console, evaluate, gate, machine, report, result
 from edgekit.errors import EdgekitError, InputError
-from edgekit.store import sha256_file, sha256_json, write_error
+from edgekit.store import sha256_file, sha256_json, write_bytes, write_error
 from edgekit.workshop import Artifact, Workshop
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _row(shop: Workshop, row: Row, rows: list[Row], folder: Path) -> dict[str, A
         "latency_ms": measured.get("latency_ms"),
         "first_inference_ms": measured.get("first_inference_ms"),
         "peak_rss_bytes": measured.get("peak_rss_bytes"),
-        "measured": {k: v for k, v in measured.items() if k not in ("latency_ms", "first_inference_ms")},
+        "measured": _beside(measured, artifact, folder, route.id) if finished else None,
         "scheme": route.target.quantize.model_dump(mode="json") if route.quantize else None,
         "layers": facts.get("layers", []),
         "reports": {name: _report(made) for name, made in row.stages},
@@ -183,6 +183,20 @@ def _ship(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:
     ]
     main = next(f for f in files if f["path"].endswith(artifact.path.name))
     return {"path": main["path"], "sha256": main["sha256"], "files": files}
+
+
+def _beside(measured: dict[str, Any], artifact: Artifact | None, folder: Path, name: str) -> dict[str, Any]:
+    """Copy raw times and per-sample outputs beside the record; return what else was measured."""
+    raw: dict[str, Any] = {}
+    sources = {"times": (measured.get("samples") or {}).get("path"), "outputs": artifact and artifact.outputs}
+    for kind, source in sources.items():
+        if not source:
+            continue
+        place = folder / "samples" / f"{name}.{kind}{Path(source).suffix}"
+        write_bytes(place, Path(source).read_bytes())
+        raw[kind] = {"path": str(place.relative_to(folder)), "sha256": sha256_file(place)}
+    told = ("status", "reason", "latency_ms", "first_inference_ms", "peak_rss_bytes", "samples")
+    return {**{k: v for k, v in measured.items() if k not in told}, "files": raw}
 
 
 def _facts(shop: Workshop, row: Row) -> dict[str, Any]:

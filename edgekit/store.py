@@ -149,6 +149,12 @@ class Store:
             return None
         return Entry(key, folder, manifest["meta"], cached=True)
 
+    def discard(self, inputs: dict[str, Any]) -> None:
+        """Remove the entry for ``inputs``, if there is one."""
+        key = sha256_json(inputs)
+        with self._lock(key):
+            shutil.rmtree(self._folder(key), ignore_errors=True)
+
     def build(self, inputs: dict[str, Any], make: Callable[[Path, Path], dict[str, Any]]) -> Entry:
         """Return the entry for ``inputs``, building it if it is not there.
 

@@ -93,7 +93,7 @@ class Workshop:
             main: The main file's name. form: The artifact's form.
             work: ``work(folder, scratch) -> report``.
         """
-        key = {"stage": stage, "edgekit": edgekit.__version__, **inputs}
+        key = _key(stage, inputs)
         known = self.failures.get(sha256_json(key))
         if known:
             raise known
@@ -109,6 +109,10 @@ class Workshop:
             self.failures[sha256_json(key)] = error
             raise
         return Artifact(entry.path(entry.meta.get("file", main)), form, entry, parity=entry.meta.get("parity"))
+
+    def forget(self, stage: str, inputs: dict[str, Any]) -> None:
+        """Remove a stage's artifact from the store, so that it is made again."""
+        self.store.discard(_key(stage, inputs))
 
     def split(self, name: str) -> Spool | None:
         """A split of the data on disk; None where the user gives no such split."""
@@ -174,6 +178,10 @@ class Workshop:
         elif stage == "compile" and before and before.outputs:
             parity = evaluate.difference(made.path, before.outputs)
         return replace(artifact, metric=judged, outputs=made.path, parity=parity, before=before)
+
+
+def _key(stage: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": stage, "edgekit": edgekit.__version__, **inputs}
 
 
 def open_workshop(recipe: Recipe, store: Store, routes: list[Route]) -> Workshop:
