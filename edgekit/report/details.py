@@ -1,0 +1,209 @@
+"""Each variant in full, the environment, and how to repeat the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from edgekit.report import toml, words
+from edgekit.report.html import Child, Html, el, table
+from edgekit.report.rows import Row, part, targets_of, text
+
+_LABELS = {
+    "cpu": "Processor",
+    "cpu_model": "Processor",
+    "isa": "Instruction sets",
+    "isa_flags": "Instruction sets",
+    "os": "System",
+    "git": "Revision of edgekit",
+    "git_revision": "Revision",
+    "memory_bytes": "Memory",
+}
+MOST_FACTS = 120
+
+
+def details(results: dict[str, Any], rows: list[Row]) -> Html:
+    """One folded part for each variant: what the table has no room for."""
+    return el(
+        "section",
+        el("h2", "Each variant in full"),
+        [_detail(row) for row in rows],
+        id="details",
+    )
+
+
+def _detail(row: Row) -> Html:
+    artifact = part(row.raw, "artifact")
+    path = text(artifact, "path")
+    facts: list[tuple[str, Child]] = [
+        ("Backend", row.backend),
+        ("Why", row.reason),
+        ("In words", [el("p", line) for line in row.explain] if row.explain else ""),
+        ("Latency", _latency(row)),
+        ("First inference", words.milliseconds(row.first_ms)),
+        ("Parameters", words.count(row.parameters)),
+        ("Multiply-adds", words.count(row.macs)),
+        ("Multiply-adds in int8", words.share(row.int8_share)),
+        ("Metric's interval", _metric_interval(row)),
+        ("Artifact", el("code", path) if path else ""),
+        ("SHA-256", el("code", text(artifact, "sha256")) if artifact else ""),
+        *((key.replace("_", " ").capitalize(), value) for key, value in _others(row.raw)),
+    ]
+    known = [(name, value) for name, value in facts if value and value != words.MISSING]
+    stages = table(
+        f"Stages of {row.label}",
+        ["Stage", "Time", "From the cache", "Size after it", "Checked against the stage before"],
+        [
+            [s.name, words.seconds(s.seconds), "yes" if s.cached else "no", words.size(s.size_bytes), s.parity]
+            for s in row.stages
+        ],
+    )
+    return el(
+        "details",
+        el("summary", el("b", words.short(row.variant or row.id, 80)), f" on {words.short(row.target, 60)}"),
+        el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in known], class_="facts"),
+        stages if row.stages else None,
+        id=f"v-{row.number}",
+        data_target=row.target,
+    )
+
+
+def _latency(row: Row) -> str:
+    if row.latency is None:
+        return ""
+    parts = [f"median {words.milliseconds(row.latency)} {words.interval(row.latency_ci)}".rstrip()]
+    parts += [f"{name} {words.milliseconds(v)}" for name, v in (("p90", row.p90), ("p99", row.p99)) if v is not None]
+    if row.runs is not None:
+        parts.append(f"{words.count(row.runs)} inferences")
+    return ", ".join(parts)
+
+
+def _metric_interval(row: Row) -> str:
+    if row.metric_ci is None:
+        return ""
+    low, high = (words.metric_text(bound, row.metric_name) for bound in row.metric_ci)
+    samples = f" on {words.count(row.samples)} samples" if row.samples is not None else ""
+    return f"{low} to {high}{samples}"
+
+
+# Keys that stand elsewhere on the page; what else a row brings is shown as it is.
+_SHOWN = {
+    "id", "variant", "target", "backend", "status", "reason", "stages", "artifact", "size_bytes", "parameters", "macs",
+    "int8_macs_share", "metric", "latency_ms", "first_inference_ms", "peak_rss_bytes", "vs_reference", "pareto",
+    "explain", "operators", "sensitivity",
+}  # fmt: skip
+
+
+def _others(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in raw.items():
+        if key not in _SHOWN and value is not None:
+            yield from list(flat(value, key))[:40]
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The leaves of nested JSON as (dotted name, text); short lists stay on one line."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        for index, item in enumerate(value):
+            yield from flat(item, f"{name}.{index}")
+    elif isinstance(value, list):
+        yield name, " ".join(str(item) for item in value)
+    elif value is not None:
+        yield name, words.digits(value, 6) if isinstance(value, float) else str(value)
+
+
+def environment(results: dict[str, Any], rows: list[Row]) -> Html:
+    """The machine, the versions, and what was not measured and why."""
+    facts = list(flat(results.get("environment") or {}))[:MOST_FACTS]
+    lines: list[list[Child]] = [[_LABELS.get(name, name.replace("_", " ")), value] for name, value in facts]
+    missing = list(_not_measured(results, rows))
+    return el(
+        "section",
+        el("h2", "Where it was measured"),
+        table("The machine and the versions", ["What", "Value"], lines, numbers_from=9) if lines else None,
+        [el("h3", "Not measured, and why"), el("ul", [el("li", line) for line in missing])] if missing else None,
+        _warnings(results),
+        id="environment",
+    )
+
+
+def _warnings(results: dict[str, Any]) -> Child:
+    lines = results.get("warnings")
+    if not isinstance(lines, list) or not lines:
+        return None
+    return [el("h3", "Warnings of this run"), el("ul", [el("li", str(line)) for line in lines], class_="warnings")]
+
+
+def _not_measured(results: dict[str, Any], rows: list[Row]) -> Iterator[str]:
+    for target in targets_of(rows):
+        mine = [row for row in rows if row.target == target]
+        for status in ("built", "unavailable", "failed"):
+            for reason in dict.fromkeys(row.reason for row in mine if row.status == status):
+                yield f"{target}: latency and memory, because {reason or f'its rows are only {status}'}"
+    measured = [row for row in rows if row.status == "ok"]
+    for what, lacking in (
+        ("latency", [row.label for row in measured if row.latency is None]),
+        ("the metric", [row.label for row in measured if row.metric is None]),
+        ("peak memory", [row.label for row in measured if row.memory is None]),
+    ):
+        if lacking:
+            yield f"{what} of {words.listing(lacking, 5)}: this record holds none"
+    notes = part(results, "environment").get("not_measured")
+    yield from (str(note) for note in notes) if isinstance(notes, list) else ()
+
+
+def repeat(results: dict[str, Any], best: Row | None) -> Html:
+    """Commands, hashes and the recipe: enough for another person to do it again."""
+    bundle = (
+        f"edgekit bundle . --target {_shell(best.target)} --variant {_shell(best.variant)} --out device" if best else ""
+    )
+    commands = [
+        ("Run it again; refuses if an input has changed", "edgekit run recipe.toml --locked --out again"),
+        ("Compare both runs", "edgekit report results.json again/results.json"),
+        ("Check every artifact's hash", "edgekit verify ."),
+        ("Pack the best variant for its device", bundle),
+    ]
+    lock: list[list[Child]] = [[name, el("code", value)] for name, value in flat(results.get("lock") or {})]
+    recipe = results.get("recipe")
+    return el(
+        "section",
+        el("h2", "Do it again"),
+        [_command(what, line) for what, line in commands if line],
+        el("p", f"Seed {text(results, 'seed') or '?'}."),
+        _fold("The recipe, as resolved", el("pre", el("code", toml.dumps(recipe)), tabindex="0"))
+        if isinstance(recipe, dict) and recipe
+        else None,
+        _fold("The lock: hashes and versions of what went in", table("Lock", ["What", "Value"], lock, numbers_from=9))
+        if lock
+        else None,
+        id="repeat",
+    )
+
+
+def _fold(summary: str, content: Html) -> Html:
+    return el("details", el("summary", summary), content)
+
+
+def _command(what: str, line: str) -> Html:
+    return el(
+        "div",
+        el("span", what),
+        el("code", line),
+        el("button", "copy", type="button", data_copy=line, hidden=True, aria_label=f"Copy: {what}"),
+        class_="command",
+    )
+
+
+def _shell(word: str) -> str:
+    """A word as a shell takes it."""
+    import shlex
+
+    return shlex.quote(word)
+
+
+def pretty(value: Any) -> str:
+    """JSON text for people."""
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,70 @@
+"""The report as Markdown: for a pull request, a wiki or a terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from edgekit.report import words
+from edgekit.report.details import flat
+from edgekit.report.findings import findings, verdict
+from edgekit.report.rows import columns, metric_of, part, rows_of
+
+MOST_ROWS = 200
+_SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "none": "ℹ️"}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:-])")
+_HARMLESS = re.compile(r"[\w.,;/ %×–−·=?'\u202f-]*")
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, in a table's cell too: no markup, link, mention or line break."""
+    line = " ".join(text.split())
+    if _HARMLESS.fullmatch(line) and not line.startswith(("-", "=", "_")) and "_" not in line:
+        return line
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[1])};" if found[1] in "<>&@|`:" else f"\\{found[1]}", line)
+
+
+def table(head: list[str], body: list[list[str]], *, numbers_from: int = 1) -> str:
+    """A Markdown table of escaped cells; columns from ``numbers_from`` on are right-aligned."""
+    rule = ["---:" if index >= numbers_from else "---" for index in range(len(head))]
+    lines = [[escape(cell) for cell in head], rule, *([escape(cell) for cell in line] for line in body)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The whole report of a tidied record."""
+    rows = rows_of(results)
+    metric = metric_of(rows)
+    found = verdict(results, rows)
+    parts = [f"## {_SIGNS[found.kind]} {escape(found.title)}", escape(found.sentence)]
+    if lines := findings(results, rows):
+        signs = {"good": "▲", "note": "●", "bad": "▼"}
+        parts.append("\n".join(f"- {signs[f.kind]} {escape(f.sentence)}" for f in lines[:20]))
+    shown = columns(metric)
+    body = [[words.short(column.show(row), 80) for column in shown] for row in rows[:MOST_ROWS]]
+    parts += ["### Variants", table([column.title for column in shown], body, numbers_from=3)]
+    if len(rows) > MOST_ROWS:
+        parts.append(f"… and {len(rows) - MOST_ROWS} more in report.csv.")
+    parts += _stages(results) + _environment(results)
+    return "\n\n".join(parts) + "\n"
+
+
+def _stages(results: dict[str, Any]) -> list[str]:
+    rows = [row for row in rows_of(results) if any(stage.metric is not None for stage in row.stages)][:MOST_ROWS]
+    if not rows:
+        return []
+    metric = metric_of(rows)
+    names = list(dict.fromkeys(stage.name for row in rows for stage in row.stages))
+    body = []
+    for row in rows:
+        after = {stage.name: words.metric_text(stage.metric, metric) for stage in row.stages}
+        body.append([row.label, *(after.get(name, "") for name in names)])
+    return [f"### {escape(metric.replace('_', ' ').capitalize())} after each stage", table(["Variant", *names], body)]
+
+
+def _environment(results: dict[str, Any]) -> list[str]:
+    facts = [[name, words.short(value, 100)] for name, value in flat(part(results, "environment"))][:60]
+    if not facts:
+        return []
+    body = table(["What", "Value"], facts, numbers_from=9)
+    return ["### Where it was measured", f"<details><summary>Machine and versions</summary>\n\n{body}\n\n</details>"]
