@@ -64,12 +64,8 @@ class Converter:
 
             try:
                 return {name: as_array(value) for name, value in exported.feeds_of(self._captured, inputs).items()}
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"the inputs do not fit the model's: {error}",
-                    where=where,
-                    remedy=f"give inputs of the same form as the example ({', '.join(self._wanted)})",
-                ) from error
+            except InputError as error:
+                raise InputError(error.problem, where=where, remedy=error.remedy) from error
         if isinstance(inputs, Mapping):
             return {name: as_array(value) for name, value in inputs.items()}
         values = inputs if isinstance(inputs, tuple | list) else (inputs,)

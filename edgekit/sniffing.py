@@ -13,6 +13,7 @@ from edgekit.errors import InputError
 
 HEAD = 4096  # bytes that tell what a file is
 GRAPH_FIELD = 7  # of ONNX's ModelProto
+NUMBER_FIELDS = {1, 5}  # ir_version and model_version; the others are strings and messages
 MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 
 KINDS = {
@@ -129,6 +130,9 @@ def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, bool]]:
             yield 0, False
             return
         number, wire = tag >> 3, tag & 7
+        if (wire == 0) != (number in NUMBER_FIELDS):  # text that starts with a newline would read as field 1
+            yield 0, False
+            return
         if wire == 0:
             end: int | None = None if _varint(file) is None else file.tell()
         elif wire == 2:
