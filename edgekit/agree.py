@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
+    import torch
+    from torch import nn
 
     Array = np.ndarray[Any, Any]
     Feeds = dict[str, Array]
@@ -70,7 +73,7 @@ def compare(a: Sequence[Array], b: Sequence[Array]) -> dict[str, float]:
     """
     if len(a) != len(b):
         return {"max_abs": WORST, "max_rel": WORST}
-    gaps = [_gap(x, y, _scale(x)) for x, y in zip(a, b, strict=True)]
+    gaps = [gap_of(x, y) for x, y in zip(a, b, strict=True)]
     return {"max_abs": max((g[0] for g in gaps), default=0.0), "max_rel": max((g[1] for g in gaps), default=0.0)}
 
 
@@ -210,6 +213,11 @@ def _scale(value: Array) -> float:
     return float(magnitudes.max()) if magnitudes.size else 0.0
 
 
+def gap_of(x: Array, y: Array) -> tuple[float, float]:
+    """Absolute and relative difference of one value, against the scale of ``x``."""
+    return _gap(x, y, _scale(x))
+
+
 def _gap(x: Array, y: Array, scale: float) -> tuple[float, float]:
     """Absolute and relative difference of one output."""
     import numpy as np
@@ -228,3 +236,58 @@ def _gap(x: Array, y: Array, scale: float) -> tuple[float, float]:
         return WORST, WORST
     gap = float(np.max(np.abs(p[~odd] - q[~odd]), initial=0.0))
     return gap, gap / scale if scale else (0.0 if gap == 0 else WORST)
+
+
+# ── models as runners ────────────────────────────────────────────────────────────────────
+
+
+def torch_runner(module: nn.Module) -> Runner:
+    """An exported module (:mod:`edgekit.exported`) as a function from arrays to arrays."""
+    import torch
+
+    from edgekit import exported
+
+    def run(feeds: Feeds) -> list[Array]:
+        with torch.no_grad():
+            outputs = exported.run(module, {name: torch.from_numpy(value) for name, value in feeds.items()})
+        return [as_array(tensor) for tensor in outputs]
+
+    return run
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """A tensor as an array; bfloat16, which numpy has not, as float32."""
+    import torch
+
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def example_for(model: onnx.ModelProto, seed: int = 0) -> tuple[Feeds, dict[str, dict[int, str]]]:
+    """Random inputs that an ONNX model takes, and which of their sizes are free, for :func:`trial_feeds`.
+
+    Integers are 0 or 1, which are valid indices into any table.
+
+    Raises:
+        InputError: A size other than the batch is free, and nothing says what it is.
+    """
+    import numpy as np
+    import onnx
+
+    from edgekit.onnxcost import input_shapes
+
+    rng = np.random.default_rng(seed)
+    shapes = input_shapes(model)
+    feeds: Feeds = {}
+    dynamic: dict[str, dict[int, str]] = {}
+    for value in model.graph.input:
+        if value.name not in shapes:
+            continue
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        dims, shape = value.type.tensor_type.shape.dim, list(shapes[value.name])
+        if dims and dims[0].dim_value <= 0:
+            dynamic[value.name], shape[0] = {0: dims[0].dim_param}, 2
+        floats = dtype.kind == "f" or dtype.name == "bfloat16"
+        drawn = rng.standard_normal(shape) if floats else rng.integers(0, 256 if dtype == np.uint8 else 2, shape)
+        feeds[value.name] = drawn.astype(dtype)
+    return feeds, dynamic

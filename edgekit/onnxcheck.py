@@ -8,6 +8,7 @@ CVE-2026-34446, CVE-2026-34447, onnx#8481), so they are checked here, in Python.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -242,26 +243,28 @@ def order(graph: onnx.GraphProto) -> list[int]:
     waits: list[int] = []
     followers: dict[int, list[int]] = {}
     for index, node in enumerate(graph.node):
-        before = {makers[name] for name in _reads(node) if name in makers}
+        before = {makers[name] for name in reads(node) if name in makers}
         waits.append(len(before))
         for maker in before:
             followers.setdefault(maker, []).append(index)
     ready = [index for index, count in enumerate(waits) if not count]
-    for index in ready:  # grows while it is walked
+    done: list[int] = []
+    while ready:  # a heap: the first in the file goes first, so an ordered graph stays as it is
+        done.append(index := heapq.heappop(ready))
         for follower in followers.get(index, ()):
             waits[follower] -= 1
             if not waits[follower]:
-                ready.append(follower)
-    return ready
+                heapq.heappush(ready, follower)
+    return done
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
+def reads(node: onnx.NodeProto) -> set[str]:
     """What a node reads: its inputs, and what its inner graphs take from around them."""
     names = set(filter(None, node.input))
     for graph in subgraphs(node):
         inside = {v.name for v in graph.input} | {t.name for t in graph.initializer}
         inside |= {name for inner in graph.node for name in inner.output}
-        taken = {name for inner in graph.node for name in _reads(inner)} | {v.name for v in graph.output}
+        taken = {name for inner in graph.node for name in reads(inner)} | {v.name for v in graph.output}
         names |= taken - inside
     return names
 

@@ -35,15 +35,15 @@ def macs(path: Path | str, shapes: Mapping[str, Sequence[int]] | None = None) ->
     return sum(node_macs(read_model(path), shapes).values())
 
 
-def cost(path: Path | str) -> dict[str, int]:
-    """``macs`` and ``parameters`` of a file, as JSON for a child process to return.
+def facts_job(model: str) -> dict[str, int]:
+    """``macs`` and ``parameters`` of a file, for a child process to return.
 
     Raises:
         InputError: See :func:`macs`.
     """
     from edgekit.onnxfile import parameters
 
-    return {"macs": macs(path), "parameters": parameters(path)}
+    return {"macs": macs(model), "parameters": parameters(model)}
 
 
 def node_macs(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, int]:

@@ -13,22 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import child, onnxcheck
+from edgekit.backends import Port
 from edgekit.errors import InputError, StageError
-from edgekit.onnxcost import cost, macs, node_macs
+from edgekit.onnxadopt import normalize
+from edgekit.onnxcost import facts_job, macs, node_macs
 from edgekit.sniffing import require, sniff
 from edgekit.weights import load_weights
 
 if TYPE_CHECKING:
     import onnx
 
+    from edgekit.recipe import Preprocess
+
 __all__ = [
     "check_onnx",
-    "cost",
-    "files",
+    "external_files",
+    "facts_job",
+    "fold_preprocessing",
+    "inputs",
     "inspect_job",
     "load_weights",
     "macs",
     "node_macs",
+    "normalize",
     "parameters",
     "read_model",
     "sniff",
@@ -113,11 +120,46 @@ def write_model(proto: onnx.ModelProto, path: Path | str) -> Path:
     return path
 
 
-def files(path: Path | str) -> list[Path]:
-    """The ONNX file itself, and the files its weights lie in."""
+def inputs(path: Path | str) -> tuple[Port, ...]:
+    """The inputs of an ONNX file: name, numpy dtype, and shape with None for a free size.
+
+    Raises:
+        InputError: See :func:`read_model`.
+    """
+    import onnx
+
+    graph = read_model(path, weights=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return tuple(
+        Port(
+            name=value.name,
+            dtype=str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+            shape=tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim),
+        )
+        for value in graph.input
+        if value.name not in constants
+    )
+
+
+def external_files(path: Path | str) -> list[Path]:
+    """The files beside an ONNX file that its weights lie in."""
     path = Path(path)
-    beside = {path.parent / place.location for place in onnxcheck.externals(onnxcheck.parse(path))}
-    return [path, *sorted(beside)]
+    require(path, "onnx")
+    proto = onnxcheck.parse(path)
+    onnxcheck.check(proto, path)
+    return sorted({path.parent / place.location for place in onnxcheck.externals(proto)})
+
+
+def fold_preprocessing(path: Path | str, settings: Preprocess) -> None:
+    """Rewrite an ONNX file so that it takes raw uint8; see :func:`onnxedit.put_preprocessing_in_front`."""
+    import onnx_ir as ir
+
+    from edgekit import onnxedit
+    from edgekit.exporting import save
+
+    graph = ir.from_proto(read_model(path))
+    onnxedit.put_preprocessing_in_front(graph, settings)
+    save(graph, Path(path))
 
 
 def parameters(path: Path | str) -> int:

@@ -77,7 +77,7 @@ def export(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         "model.onnx",
         ONNX,
         lambda folder, _: child.call(
-            "edgekit.export:export_job", model=str(before.path), settings=settings, out=str(folder / "model.onnx")
+            "edgekit.exporting:export_job", model=str(before.path), settings=settings, out=str(folder / "model.onnx")
         ),
     )
 
@@ -92,7 +92,7 @@ def simplify(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         "model.onnx",
         ONNX,
         lambda folder, _: child.call(
-            "edgekit.export:simplify_job", model=str(before.path), out=str(folder / "model.onnx")
+            "edgekit.exporting:simplify_job", model=str(before.path), out=str(folder / "model.onnx")
         ),
     )
     if warning := made.entry.meta.get("warning"):

@@ -133,9 +133,9 @@ def _build(section: ModelSection, base: Path, seed: int) -> tuple[nn.Module, Any
 
 def _with_preprocessing(module: nn.Module, example: Any, settings: Preprocess) -> tuple[nn.Module, Any]:
     """Wrap the model so that its input is what the device feeds: raw uint8."""
-    from edgekit import export
+    from edgekit import exporting
 
-    return export.with_preprocessing(module, example, settings)
+    return exporting.with_preprocessing(module, example, settings)
 
 
 def _state_digest(module: nn.Module) -> str:

@@ -144,8 +144,8 @@ def _onnx(source: Path, folder: Path, opset: int) -> Path:
         return source
     raw, simple = folder / "raw.onnx", folder / "simple.onnx"
     settings = ExportSection(opset=opset).model_dump(mode="json")
-    child.call("edgekit.export:export_job", model=str(source), settings=settings, out=str(raw))
-    child.call("edgekit.export:simplify_job", model=str(raw), out=str(simple))
+    child.call("edgekit.exporting:export_job", model=str(source), settings=settings, out=str(raw))
+    child.call("edgekit.exporting:simplify_job", model=str(raw), out=str(simple))
     return simple
 
 

@@ -1,0 +1,369 @@
+"""Torch to ONNX to simplified, each step checked against the one before.
+
+The exported graph (:mod:`edgekit.exported`) is translated by ``torch.onnx`` (the dynamo
+exporter), its inputs and outputs keep the user's names, and what comes out is run beside the
+torch module on several inputs. A graph that disagrees never leaves here: the error names the
+first node that is wrong and the user's module behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import agree, bisection, child
+from edgekit.errors import EdgekitError, InputError, StageError
+from edgekit.recipe import ExportSection, Preprocess
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    import torch
+    from torch import nn
+
+    Array = np.ndarray[Any, Any]
+
+SIMPLIFY_S = 900.0
+GROWTH = 1.02  # a "simplified" file larger than this many times the original is not taken
+INLINE_BYTES = 2 * 1024**3 - 64 * 1024**2  # protobuf's limit of 2 GiB, less room for the graph
+
+
+def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]:
+    """Export a ``.pt2`` to ONNX and check that it computes the same. Runs in a child process.
+
+    Args:
+        model: A file of :func:`edgekit.exported.save`.
+        settings: An :class:`~edgekit.recipe.ExportSection` as JSON.
+        out: The ``.onnx`` file to write; over 2 GiB its weights lie in ``OUT.data``.
+
+    Returns:
+        ``parity`` (``max_abs``, ``max_rel``, ``tolerance``, ``samples``), ``nodes``, ``opset``,
+        ``inputs``, ``outputs`` (names), ``files`` (names).
+
+    Raises:
+        InputError: An operation has no ONNX form, or a fixed shape does not fit; names the user's module and line.
+        StageError: The ONNX graph computes something else; names the first node.
+    """
+    from edgekit import exported
+
+    section = ExportSection.model_validate(settings)
+    module = exported.load(model)
+    signature = exported.signature(module)
+    graph = translate(exported.program(module), section.opset)
+    example = {name: value.numpy() for name, value in signature.example.items()}
+    finish(graph, signature.inputs, signature.outputs, signature.dynamic, {n: v.shape for n, v in example.items()})
+    dynamic = dict(signature.dynamic)
+    if section.shapes:
+        from edgekit import onnxedit
+
+        onnxedit.fix_shapes(graph, section.shapes)
+        example, dynamic = _reshaped(example, section.shapes), {}
+    save(graph, Path(out))
+    verdict = agree.check(agree.torch_runner(module), _runtime(out), agree.trial_feeds(example, dynamic))
+    if not verdict.agrees:
+        found = bisection.bisect_torch_onnx(model, out, example)
+        raise _disagreement("export", "torch module", verdict, found)
+    return {**_described(graph, Path(out)), "parity": verdict.parity()}
+
+
+def simplify_job(model: str, out: str) -> dict[str, Any]:
+    """Simplify an ONNX file with onnxsim and check that it computes the same. Runs in a child process.
+
+    Where onnxsim fails or the result is larger (it unties shared weights), the file goes on as
+    it is, and ``warning`` in what is returned says why.
+
+    Returns:
+        As :func:`export_job`, and ``nodes_before``, ``warning`` (only where it was not simplified).
+
+    Raises:
+        StageError: The simplified graph computes something else; names the first node.
+    """
+    from edgekit import onnxfile
+
+    source, target = Path(model), Path(out)
+    before = onnxfile.read_model(source)
+    warning = _simplified(source, target)
+    verdict = None
+    if warning is None:
+        trials = agree.trial_feeds(*agree.example_for(before))
+        verdict = agree.check(_runtime(source), _runtime(target), trials)
+        if not verdict.agrees:
+            raise _disagreement("simplify", "export", verdict, bisection.bisect_onnx(model, out, trials[0]))
+    else:
+        onnxfile.write_model(before, target)
+    after = _load(target)
+    facts = {**_described(after, target), "nodes_before": len(before.graph.node)}
+    facts["parity"] = verdict.parity() if verdict else {"max_abs": 0.0, "max_rel": 0.0, "samples": 0}
+    return facts if warning is None else {**facts, "warning": warning}
+
+
+def translate(program: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    """An exported program as an ONNX graph in memory.
+
+    Raises:
+        InputError: An operation has no ONNX form; names the user's module and line.
+    """
+    import torch
+
+    try:
+        with _quiet():
+            made = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, optimize=True)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise _untranslatable(program, error) from error
+    assert made is not None
+    if (reached := made.model.opset_imports.get("", 0)) != opset:
+        raise StageError(
+            f"torch.onnx wrote opset {reached} where {opset} was asked for",
+            remedy=f"set [export] opset = {reached}",
+        )
+    return made.model
+
+
+def finish(
+    graph: ir.Model,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
+    shapes: Mapping[str, Sequence[int]],
+) -> None:
+    """Give a translated graph the user's names, keep the nodes' origins, note the shapes of one sample."""
+    from edgekit import onnxedit
+
+    onnxedit.name_ports(graph, inputs, outputs)
+    onnxedit.name_free_sizes(graph, dynamic)
+    onnxedit.unique_names(graph)
+    onnxedit.keep_origins(graph)
+    one = {
+        n: [1 if 0 in dynamic.get(n, {}) and axis == 0 else s for axis, s in enumerate(v)] for n, v in shapes.items()
+    }
+    onnxedit.carry_shapes(graph, one)
+
+
+def save(graph: ir.Model, path: Path) -> None:
+    """Write a graph; over protobuf's 2 GiB its weights go into ``NAME.data`` beside it."""
+    import onnx_ir as ir
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    ir.save(graph, path, external_data=f"{path.name}.data" if size > INLINE_BYTES else None)
+
+
+def with_preprocessing(module: nn.Module, example: Any, settings: Preprocess) -> tuple[nn.Module, Any]:
+    """The module with its preprocessing inside, and the example as a device would feed it: raw uint8.
+
+    Args:
+        module: The user's; it is copied. State-dict names stay.
+        example: Its example inputs.
+        settings: What is folded in.
+
+    Raises:
+        InputError: No such input, or statistics for another number of channels.
+    """
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from edgekit import onnxedit
+    from edgekit._capture import arguments
+
+    twin = copy.deepcopy(module)
+    inner, shape = twin.forward, inspect.signature(twin.forward)
+    args, kwargs = arguments(example, list(shape.parameters))
+    names, leaves, spec = _named_leaves(shape, args, kwargs)
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    place = tensors[onnxedit.chosen_index([names[i] for i in tensors], settings)]
+    fold, unfold = _folded(settings, leaves[place])
+
+    @functools.wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        _, found, spec = _named_leaves(shape, args, kwargs)
+        found[place] = fold(found[place])
+        bound = inspect.BoundArguments(shape, pytree.tree_unflatten(found, spec))
+        return inner(*bound.args, **bound.kwargs)
+
+    leaves[place] = unfold(leaves[place])
+    twin.forward = forward
+    filled = inspect.BoundArguments(shape, pytree.tree_unflatten(leaves, spec))
+    return twin, (dict(filled.arguments) if kwargs else tuple(filled.args))
+
+
+def _named_leaves(
+    shape: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[str], list[Any], Any]:
+    """The leaves of a call's arguments, named as the export names them."""
+    from torch.utils import _pytree as pytree
+
+    bound = shape.bind_partial(*args, **kwargs).arguments
+    found, spec = pytree.tree_flatten_with_path(dict(bound))
+    keys = [[str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", "")))) for k in path] for path, _ in found]
+    return ["_".join(parts) for parts in keys], [leaf for _, leaf in found], spec
+
+
+def _folded(settings: Preprocess, like: torch.Tensor) -> tuple[Any, Any]:
+    """Raw → what the model takes, and the way back for the example."""
+    import torch
+
+    from edgekit import onnxedit
+
+    kind = like.dtype if like.is_floating_point() else torch.float32
+    channel = -1 if settings.layout == "nhwc" and not like.is_floating_point() else 1
+    factor, offset = onnxedit.affine(settings, like.shape[channel])
+    spread = (1, -1, *[1] * (like.dim() - 2))
+    scale, shift = (torch.as_tensor(c).reshape(spread).to(kind) for c in (factor, offset))
+
+    def fold(raw: torch.Tensor) -> torch.Tensor:
+        planes = raw.movedim(-1, 1) if settings.layout == "nhwc" else raw
+        return planes.to(kind) * scale + shift
+
+    def unfold(value: torch.Tensor) -> torch.Tensor:
+        if not value.is_floating_point():
+            return value.to(torch.uint8)
+        raw = ((value - shift) / scale).round().clamp(0, 255).to(torch.uint8)
+        return raw.movedim(1, -1).contiguous() if settings.layout == "nhwc" else raw
+
+    return fold, unfold
+
+
+# ── what the jobs are made of ────────────────────────────────────────────────────────────
+
+
+def decomposed(program: torch.export.ExportedProgram, opset: int) -> torch.export.ExportedProgram:
+    """The program in the operations that the ONNX exporter translates; its names are those of the ONNX values."""
+    import torch
+
+    with _quiet():
+        made = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, optimize=False)
+    assert made is not None
+    assert made.exported_program is not None
+    return made.exported_program
+
+
+def _reshaped(example: Mapping[str, Array], shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+    """The example in its fixed shape, its values repeated or cut."""
+    import numpy as np
+
+    return {name: np.resize(value, tuple(shapes[name])) if name in shapes else value for name, value in example.items()}
+
+
+def _runtime(path: Path | str) -> agree.Runner:
+    from edgekit.ortrun import Runtime
+
+    try:
+        return Runtime(path)
+    except Exception as error:
+        raise StageError(
+            f"ONNX Runtime can't load the graph: {str(error)[:400]}",
+            where=str(path),
+            remedy="try another [export] opset; if it stays, report the model's operator that is named",
+        ) from error
+
+
+def _load(path: Path) -> ir.Model:
+    import onnx_ir as ir
+
+    return ir.load(path)
+
+
+def _described(graph: ir.Model, path: Path) -> dict[str, Any]:
+    return {
+        "nodes": sum(1 for _ in graph.graph.all_nodes()),
+        "opset": graph.opset_imports.get("", 0),
+        "inputs": [value.name for value in graph.graph.inputs],
+        "outputs": [value.name for value in graph.graph.outputs],
+        "files": sorted(file.name for file in path.parent.glob(f"{path.name}*")),
+    }
+
+
+def _disagreement(stage: str, before: str, verdict: agree.Verdict, found: bisection.Disagreement | None) -> StageError:
+    where = f"; the first node that is wrong is {found}" if found else ""
+    return StageError(
+        f"{stage} changed what the model computes: an output is {verdict.max_rel:.2g} of its scale off the {before}'s "
+        f"({verdict.tolerance:.2g} is tolerated){where}",
+        where=found.module if found else "",
+        remedy="rewrite that part of the model with plainer operations, or try another [export] opset"
+        if stage == "export"
+        else "set [export] simplify = false",
+    )
+
+
+def _untranslatable(program: torch.export.ExportedProgram, error: Exception) -> InputError:
+    """Say which operation of which module has no ONNX form."""
+    from edgekit import onnxedit
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__
+    text = "\n".join(str(link) for link in chain)
+    name = re.search(r"translating node %(\w+)", text)
+    operator = re.search(r"OpOverload\(op='([^']+)'", text)
+    node = _node_named(program, name[1] if name else "")
+    scopes = list(((node.meta if node else {}).get("nn_module_stack") or {}).values())
+    module = scopes[-1][0] if scopes else ""
+    place = onnxedit.source_line((node.meta.get("stack_trace") if node else "") or "")
+    what = f"the operation {operator[1]} has no ONNX form" if operator else str(chain[-1]).splitlines()[0][:300]
+    return InputError(
+        f"torch can't write the model as ONNX: {what}" + (f", in the module '{module}'" if module else ""),
+        where=place,
+        remedy="replace it by operations that ONNX has, or take that part out of the model",
+        details=text[-4000:],
+    )
+
+
+def _node_named(program: torch.export.ExportedProgram, name: str) -> torch.fx.Node | None:
+    """The node, looked for in the program and in its decomposed form."""
+    for graph in (program.graph, program.run_decompositions().graph):
+        for node in graph.nodes:
+            if node.name == name:
+                return node
+    return None
+
+
+def _simplified(source: Path, target: Path) -> str | None:
+    """Run onnxsim in a child; None, or why the result is not taken."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        child.call("edgekit.exporting:onnxsim_job", timeout_s=SIMPLIFY_S, model=str(source), out=str(target))
+    except EdgekitError as error:
+        return f"onnxsim failed, so the graph goes on as it was exported ({error.problem})"
+    before, after = (_bytes_of(path) for path in (source, target))
+    if after > before * GROWTH + 4096:
+        return f"onnxsim made the file larger ({before} → {after} bytes: shared weights untied), so it was not taken"
+    return None
+
+
+def _bytes_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
+
+
+def onnxsim_job(model: str, out: str) -> None:
+    """Child side of :func:`simplify_job`: onnxsim, then our own notes put back."""
+    import onnxsim
+
+    from edgekit import onnxedit, onnxfile
+
+    before = onnxfile.read_model(model)
+    after, _ = onnxsim.simplify(before, check_n=0, certify=False)
+    onnxedit.restore_notes(before, after)
+    onnxfile.write_model(after, out)
+
+
+def _quiet() -> Any:
+    """Silence the exporter: its notes are for those who develop it."""
+    import contextlib
+    import logging
+    import warnings
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    stack.callback(logger.setLevel, level)
+    return stack
