@@ -11,13 +11,14 @@ import base64
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from edgekit import rooms
-from edgekit.errors import InputError, StageError
+from edgekit.errors import InputError, StageError, UnavailableError
 from edgekit.target import Target, check_table, lacks
 
 if TYPE_CHECKING:
@@ -47,12 +48,14 @@ class LayerTime:
         operator: Its kind: ``QLinearConv``, ``Convolution`` …
         milliseconds: Mean over the profiled inferences.
         precision: What it computes in: ``int8``, ``fp32`` …
+        bytes_moved: Activations and weights that it reads and writes, where the runtime tells; else 0.
     """
 
     name: str
     operator: str
     milliseconds: float
     precision: str
+    bytes_moved: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +237,16 @@ def int8_macs_share(layers: Iterable[LayerPrecision]) -> float | None:
     return sum(count for count, precision in macs if precision in INTEGER) / total if total else None
 
 
+def conversions(layers: Iterable[LayerPrecision]) -> dict[str, int]:
+    """How many conversions of type or layout are left in a compiled graph, by operator."""
+    return dict(Counter(layer.operator for layer in layers if layer.operator in CONVERSIONS))
+
+
 INTEGER = frozenset({"int4", "int8", "uint8", "i4", "i8", "u4", "u8"})
+CONVERSIONS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ReorderInput", "ReorderOutput", "Cast"}
+    | {"Transpose", "Reorder", "Convert", "FakeQuantize", "Reformat", "MemcpyToHost", "MemcpyFromHost"}
+)
 
 
 # x (1, 4) times w (4, 2), w counting from 1: an ONNX file as bytes, for a board has no onnx package.
@@ -307,8 +319,11 @@ def _copied(model: Path, folder: Path) -> Path:
     from edgekit import onnxfile
 
     main = folder / "model.onnx"
-    for file in onnxfile.files(model):
-        shutil.copyfile(file, main if file == model else folder / file.relative_to(model.parent))
+    shutil.copyfile(model, main)
+    for file in onnxfile.external_files(model):
+        beside = folder / file.relative_to(model.parent)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, beside)
     return main
 
 
@@ -319,10 +334,18 @@ def layers_job(artifact: str, target: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def profile_job(artifact: str, target: dict[str, Any], feeds: str | None = None) -> list[dict[str, Any]]:
-    """Time by layer, as JSON (see :class:`LayerTime`); ``feeds``: an ``.npz`` by input name, or zeros."""
+    """Time by layer, as JSON (see :class:`LayerTime`); ``feeds``: an ``.npz`` by input name, or zeros.
+
+    Raises:
+        UnavailableError: This machine is not the target's device, so its times would not be the device's.
+    """
     import numpy as np
 
     aim = Target.model_validate(target)
+    if lacking := lacks(aim):
+        raise UnavailableError(
+            f"can't profile for {aim.name} here, because {lacking}", remedy="profile on the device itself"
+        )
     backend = load(aim.backend)
     if feeds is None:
         inputs = backend.open_model(Path(artifact), aim).inputs

@@ -10,8 +10,16 @@ from edgekit.backends import LayerPrecision, _trt
 
 # A word of TensorRT's format descriptions → ours; the first that occurs counts.
 PRECISIONS = {
-    **{"int8": "int8", "int4": "int4", "fp8": "fp8", "bf16": "bf16", "bfloat16": "bf16"},
-    **{"half": "fp16", "fp16": "fp16", "fp32": "fp32", "float": "fp32", "int32": "int32"},
+    "int8": "int8",
+    "int4": "int4",
+    "fp8": "fp8",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "half": "fp16",
+    "fp16": "fp16",
+    "fp32": "fp32",
+    "float": "fp32",
+    "int32": "int32",
 }
 
 

@@ -6,14 +6,26 @@ How far depends on where it will run: see :func:`_saved_level`.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekit.backends import Feeds, LayerPrecision, LayerTime, Port, check_file, options_of
+from edgekit.backends import (
+    Feeds,
+    LayerPrecision,
+    LayerTime,
+    Port,
+    _ort_graph,
+    check_feeds,
+    check_file,
+    options_of,
+)
 from edgekit.errors import EdgekitError, InputError, StageError, UnavailableError, missing_package
 
 if TYPE_CHECKING:
@@ -24,6 +36,8 @@ if TYPE_CHECKING:
 EXTRA = "onnxruntime"
 KINDS = (".onnx", ".ort")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+LARGE = 2**30  # bytes: beyond this, weights go into a file of their own (protobuf holds 2 GiB)
+WARM_UP, FEWEST_RUNS, MOST_RUNS, PROFILE_S = 5, 20, 200, 5.0  # of profiling
 Level = Literal["auto", "none", "basic", "extended", "all"]
 
 
@@ -84,7 +98,7 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
     settings = _settings(target, options, _saved_level(target, options))
     settings.optimized_model_filepath = str(artifact)
     settings.add_session_config_entry("session.save_model_format", options.format.upper())
-    if model.stat().st_size > 2**30 or model.with_name(model.name + ".data").exists():
+    if _is_large(model):
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.data")
     _create(model, settings, _providers(options))
     return artifact
@@ -103,21 +117,47 @@ def open_model(artifact: Path, target: Target) -> _Session:
 
 
 def profile(artifact: Path, target: Target, feeds: Feeds) -> list[LayerTime]:
-    """Time by node from ONNX Runtime's profiler, mean of at least 20 inferences after warm-up."""
-    from edgekit.backends import _ort_graph
+    """Time by node from ONNX Runtime's profiler: mean of 20 to 200 inferences after warm-up.
 
-    return _ort_graph.layer_times(_traced(artifact, target, feeds))
+    The profiler counts whole microseconds, and costs some itself: read the times as shares.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
+        options = options_of(Options, target)
+        settings = _settings(target, options, "all")
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(folder, "trace"))
+        check_file(artifact, KINDS)
+        session = _Session(_create(artifact, settings, _providers(options)))
+        check_feeds(session.inputs, feeds)
+        deadline = time.monotonic() + PROFILE_S
+        for count in range(WARM_UP + MOST_RUNS):
+            session.run(feeds)
+            if count >= WARM_UP + FEWEST_RUNS and time.monotonic() > deadline:
+                break
+        events = json.loads(Path(session.session.end_profiling()).read_text())
+    return _ort_graph.layer_times(events, WARM_UP)
 
 
 def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
-    """What each node of the graph that really runs computes in, conversions included."""
-    from edgekit.backends import _ort_graph
+    """What each node of the graph that really runs computes in, conversions included.
 
-    return _ort_graph.layer_precisions(_traced(artifact, target, None))
+    For a CPU of another family, whose kernels are not here to be seen, it is read from the Q/DQ in the file.
 
-
-def _traced(artifact: Path, target: Target, feeds: Feeds | None) -> Any:
-    raise NotImplementedError
+    Raises:
+        InputError, UnavailableError: As :func:`open_model`.
+    """
+    options = options_of(Options, target)
+    check_file(artifact, KINDS)
+    seen = target.device.arch in ("", platform.machine())
+    with tempfile.TemporaryDirectory(prefix="edgekit-layers-") as folder:
+        settings = _settings(target, options, "all" if seen else "basic")
+        settings.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        settings.add_session_config_entry("session.save_model_format", "ONNX")
+        if _is_large(artifact):
+            settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
+        session = _Session(_create(artifact, settings, _providers(options)))
+        optimized = Path(settings.optimized_model_filepath)
+        return _ort_graph.layer_precisions(optimized, session.inputs, arch=target.device.arch, seen=seen)
 
 
 class _Session:
@@ -172,6 +212,10 @@ def _saved_level(target: Target, options: Options) -> Level:
     if options.optimization != "auto":
         return options.optimization
     return "extended" if target.device.arch == platform.machine() else "basic"
+
+
+def _is_large(model: Path) -> bool:
+    return model.stat().st_size > LARGE or any(model.parent.glob("*.data"))
 
 
 def _settings(target: Target, options: Options, level: Level) -> Any:

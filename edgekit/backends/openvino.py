@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekit.backends import Feeds, LayerPrecision, LayerTime, Port, check_file, options_of
+from edgekit.backends import (
+    Feeds,
+    LayerPrecision,
+    LayerTime,
+    Port,
+    _ov_graph,
+    check_feeds,
+    check_file,
+    options_of,
+    zero_feeds,
+)
 from edgekit.errors import EdgekitError, InputError, StageError, UnavailableError, missing_package
 
 if TYPE_CHECKING:
@@ -18,6 +29,7 @@ if TYPE_CHECKING:
 
 EXTRA = "openvino"
 KINDS = (".xml", ".onnx")
+WARM_UP, FEWEST_RUNS, MOST_RUNS, PROFILE_S = 5, 20, 200, 5.0  # of profiling
 
 
 class Options(BaseModel):
@@ -96,13 +108,33 @@ def open_model(artifact: Path, target: Target) -> _Session:
 
 
 def profile(artifact: Path, target: Target, feeds: Feeds) -> list[LayerTime]:
-    """Time by layer from OpenVINO's profiler, mean of at least 20 inferences after warm-up."""
-    raise NotImplementedError
+    """Time by layer from OpenVINO's profiler: mean of 20 to 200 inferences after warm-up.
+
+    The profiler counts whole microseconds: read the times as shares.
+    """
+    options = options_of(Options, target)
+    check_file(artifact, KINDS)
+    session = _Session(_compiled(artifact, target, options, PERF_COUNT=True))
+    check_feeds(session.inputs, feeds)
+    for _ in range(WARM_UP):
+        session.run(feeds)
+    before = _ov_graph.read(session.compiled)
+    deadline, runs = time.monotonic() + PROFILE_S, WARM_UP
+    while runs < WARM_UP + FEWEST_RUNS or (runs < WARM_UP + MOST_RUNS and time.monotonic() < deadline):
+        session.run(feeds)
+        runs += 1
+    return _ov_graph.layer_times(before, _ov_graph.read(session.compiled), WARM_UP, runs)
 
 
 def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
-    """What each layer of OpenVINO's runtime model computes in, conversions included."""
-    raise NotImplementedError
+    """What each layer of OpenVINO's runtime model computes in, conversions included.
+
+    Raises:
+        InputError, UnavailableError: As :func:`open_model`.
+    """
+    session = open_model(artifact, target)
+    session.run(zero_feeds(session.inputs))  # free sizes are known after an inference only
+    return _ov_graph.layer_precisions(_ov_graph.read(session.compiled))
 
 
 class _Session:
