@@ -209,11 +209,36 @@ class Rule(Limits):
     target: str = "*"
 
 
+class BaselineSection(Section):
+    """``[gate.baseline]``: how far a row may fall behind the same row of a baseline (``edgekit gate --baseline``).
+
+    Attributes:
+        max_metric_drop: In the metric's own units, with its confidence interval.
+        max_slowdown: Its time over the baseline's; of recorded numbers: of the speed-ups over the reference.
+        max_size_ratio, max_memory_ratio, max_macs_ratio: This over the baseline's.
+        max_int8_share_drop: Of the share of int8 multiply-adds.
+    """
+
+    max_metric_drop: float = Field(0.01, ge=0)
+    max_slowdown: float = Field(1.05, ge=1)
+    max_size_ratio: float = Field(1.01, gt=0)
+    max_memory_ratio: float = Field(1.10, gt=0)
+    max_macs_ratio: float = Field(1.0, gt=0)
+    max_int8_share_drop: float = Field(0.01, ge=0, le=1)
+
+
 class GateSection(Limits):
-    """``[gate]``: limits for every row but the reference, and ``[[gate.rule]]`` for some."""
+    """``[gate]``: limits for every row but the reference, and ``[[gate.rule]]`` for some.
+
+    Attributes:
+        on_inconclusive: Whether what can't be told fails (exit code 5) or passes (0).
+        rule: Limits for some rows; they override those for all, later ones earlier ones.
+        baseline: Limits against a baseline, where one is given.
+    """
 
     on_inconclusive: Literal["pass", "fail"] = "fail"
     rule: tuple[Rule, ...] = ()
+    baseline: BaselineSection = BaselineSection()
 
 
 class Variant(Section):

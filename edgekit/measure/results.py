@@ -182,6 +182,10 @@ def _warnings(
     found = noise.warnings(runs, cores)
     if comparison is not None and comparison.different is None:
         found.append(f"too few runs: {comparison.pairs} pairs can prove nothing, 8 are the least; allow more time")
+    if comparison is not None and comparison.drift:
+        found.append(
+            "neighbouring pairs resemble each other: the machine drifted, intervals are narrower than the truth"
+        )
     if inferences < P99_LEAST:
         found.append(f"the 99th percentile is from {inferences} inferences; {P99_LEAST} are the least for one to hold")
     unsteady = sum(1 for a in answers if not a["warm_up"]["steady"])

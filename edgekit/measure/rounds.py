@@ -86,8 +86,9 @@ def compare(reference: Track, track: Track, settings: MeasureSection, seed: int)
         return None
     before = [float(reference.answers[r]["median_ms"]) for r in rounds]
     after = [float(track.answers[r]["median_ms"]) for r in rounds]
-    # A run that went on after its first look has looked twice, in effect: simulated in tests/test_measure_statistics.py.
-    return statistics.compare(before, after, seed=seed, looks=2 if len(rounds) > settings.pairs else 1)
+    # A run that went on after its first look has looked twice, in effect: tests/test_measure_rounds.py simulates it.
+    looks = 2 if len(rounds) > max(settings.pairs, statistics.LEAST_PAIRS) else 1
+    return statistics.compare(before, after, seed=seed, looks=looks)
 
 
 def half_width(comparison: Comparison) -> float:

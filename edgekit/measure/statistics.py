@@ -10,6 +10,7 @@ assumes no distribution, only that the pairs are independent: ``P(median < k-th 
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.99  # of "different"
+LEAST_PAIRS = 8  # under which no exact interval of that confidence exists: 2 * 2**-7 > 0.01
 SHOWN = 0.95  # of the interval that is shown
 RESAMPLES = 2000
 POWER = 0.95  # with which the smallest provable change would have been proved
@@ -35,6 +37,7 @@ class Comparison:
         different: Whether ``ci99`` excludes 1; None where there is none.
         mde: The smallest change that these pairs could have proved, as a fraction (0.02: 2 %); None as above.
         pairs: How many pairs.
+        drift: Whether neighbouring pairs resemble each other more than chance (at 1 %) has it: they are not independent.
     """
 
     ratio: float
@@ -43,6 +46,7 @@ class Comparison:
     different: bool | None
     mde: float | None
     pairs: int
+    drift: bool
 
 
 def compare(reference: Sequence[float], times: Sequence[float], *, seed: int = 0, looks: int = 1) -> Comparison:
@@ -65,6 +69,7 @@ def compare(reference: Sequence[float], times: Sequence[float], *, seed: int = 0
         different=not exact[0] <= 0 <= exact[1] if exact else None,
         mde=math.expm1(least) if (least := provable(logs, confidence)) is not None else None,
         pairs=len(logs),
+        drift=len(logs) >= LEAST_PAIRS and autocorrelation(logs) > 2.33 / math.sqrt(len(logs)),
     )
 
 
@@ -169,7 +174,7 @@ def autocorrelation(values: Sequence[float]) -> float:
         return 0.0
     mean = statistics.fmean(values)
     spread = sum((v - mean) ** 2 for v in values)
-    return sum((a - mean) * (b - mean) for a, b in zip(values, values[1:], strict=False)) / spread if spread else 0.0
+    return sum((a - mean) * (b - mean) for a, b in itertools.pairwise(values)) / spread if spread else 0.0
 
 
 def scatter(values: Sequence[float]) -> float:

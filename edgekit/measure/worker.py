@@ -35,7 +35,7 @@ def work(
     target: dict[str, Any],
     feeds: str | None,
     cores: list[int],
-    effort: dict[str, float],
+    effort: dict[str, Any],
     scenario: dict[str, Any] | None = None,
     base: str | None = None,
 ) -> dict[str, Any]:
