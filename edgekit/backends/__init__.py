@@ -91,6 +91,9 @@ class Backend(Protocol):
     """What a file in this folder offers."""
 
     EXTRA: str  # the extra of the distribution that installs the runtime
+    PACKAGE: str  # its import name; "" where it needs none
+    TESTED: tuple[str, str]  # the oldest and newest version that edgekit was tested with
+    DEVICES: Mapping[str, dict[str, Any]]  # what ``doctor`` proves: a device's name → the options that choose it
     Options: type[BaseModel]  # what a target's ``[options]`` may say
 
     def probe(self) -> dict[str, str]:
@@ -259,6 +262,11 @@ PROOF_MODEL = (
 def probe_job(name: str) -> dict[str, str]:
     """Facts about a backend that works here (see :meth:`Backend.probe`)."""
     return load(name).probe()
+
+
+def version_job(name: str) -> str:
+    """A runtime's version; loading it is what may fail."""
+    return load(name).version()
 
 
 def prove_job(backend: str, options: dict[str, Any]) -> dict[str, str]:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 EXTRA = "onnxruntime"
+PACKAGE = "onnxruntime"
+TESTED = ("1.22", "1.32")
+DEVICES: dict[str, dict[str, Any]] = {"CPU": {}, "CUDA": {"provider": "cuda"}, "TensorRT": {"provider": "tensorrt"}}
 KINDS = (".onnx", ".ort")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 LARGE = 2**30  # bytes: beyond this, weights go into a file of their own (protobuf holds 2 GiB)

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 EXTRA = "openvino"
+PACKAGE = "openvino"
+TESTED = ("2025.2", "2026.4")
+DEVICES: dict[str, dict[str, Any]] = {
+    "CPU": {},
+    "GPU": {"device": "GPU"},
+    "NPU": {"device": "NPU", "static_batch": True},
+}
 KINDS = (".xml", ".onnx")
 WARM_UP, FEWEST_RUNS, MOST_RUNS, PROFILE_S = 5, 20, 200, 5.0  # of profiling
 

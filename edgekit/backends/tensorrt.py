@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 EXTRA = "tensorrt"
+PACKAGE = "tensorrt"
+TESTED = ("10.3", "11.4")
+DEVICES: dict[str, dict[str, Any]] = {"GPU": {}}
 KINDS = (".engine", ".onnx")
 OLDEST_GPU = {10: (7, 0), 11: (7, 5)}  # compute capability, by TensorRT's major version (its support matrix)
 PROFILED = 30  # inferences whose layer times are averaged
@@ -77,8 +80,8 @@ def probe() -> dict[str, str]:
     oldest = OLDEST_GPU.get(major, OLDEST_GPU[11])
     if gpu.capability < oldest:
         raise UnavailableError(
-            f"not available here, because TensorRT {trt.__version__} needs a GPU of compute capability "
-            f"{_dotted(oldest)}; the {gpu.name} has {_dotted(gpu.capability)}",
+            f"not available here, because the {gpu.name} is too old: TensorRT {trt.__version__} needs compute "
+            f"capability {_dotted(oldest)}, it has {_dotted(gpu.capability)}",
             remedy="use a newer GPU, or an older TensorRT",
         )
     return {
