@@ -40,4 +40,4 @@ class Scheme(BaseModel):
     quantize_outputs: tuple[str, ...] = ("Conv",)
     products: bool = False
     absorb_clip: bool = True
-    prepare: tuple[str, ...] = ("mean_to_pool",)
+    prepare: tuple[str, ...] = ("mean_to_pool", "shortcut_to_conv")

@@ -6,12 +6,15 @@
   named ``T_dq`` behind it, with scalar initializers ``L_scale`` (float32) and ``L_zero_point`` (the scheme's
   integer type). ``L`` is the value that leads the group: ``T`` itself, or for what only moves numbers (MaxPool,
   Reshape …) the value that was moved, so both Q/DQ read the very same initializers.
-- Where ``T`` is made by a Relu or Clip that the integers' saturation replaces, Q reads the Relu's input and the Relu is gone.
-- A weight ``W`` is an int8 initializer ``W_q`` (within ±127, or ±63 with 7 bits) read through ``DequantizeLinear`` ``W_dq``
-  with ``W_scale`` (a vector along ``axis``, the output channels, or a scalar) and ``W_zero_point`` (zeros).
+- Where ``T`` is made by a Relu or Clip that the integers' saturation replaces, Q reads the Relu's input, and the
+  Relu is gone.
+- A weight ``W`` is an int8 initializer ``W_q`` (within ±127, or ±63 with 7 bits) read through ``DequantizeLinear``
+  ``W_dq`` with ``W_scale`` (a vector along ``axis``, the output channels, or a scalar) and ``W_zero_point`` (zeros).
 - A bias of node ``N`` is an int32 initializer ``N_bias_q`` read through ``DequantizeLinear`` ``N_bias_dq``, whose scale
-  ``N_bias_scale`` is the input's scale times the weight's, axis 0; its zero point is 0. (Scheme ``bias = "float"``: left alone.)
-- A constant operand ``C`` of an Add or Mul is an initializer ``C_operand_q`` of the activations' type, read through ``C_operand_dq``.
+  ``N_bias_scale`` is the input's scale times the weight's, axis 0; its zero point is 0. (Scheme ``bias = "float"``:
+  left alone.)
+- A constant operand ``C`` of an Add or Mul is an initializer ``C_operand_q`` of the activations' type, read through
+  ``C_operand_dq``.
 - Graph inputs and outputs keep their names, types and free batch; the opset is 13 or above.
 """
 
@@ -59,7 +62,8 @@ def quantize(
 
     Args:
         model: A torch module, or the path of an ``.onnx`` or ``.pt2`` file.
-        calibration: Input batches (array, tensor, tuple or dict, or pairs with labels); read once, never kept whole in memory.
+        calibration: Input batches (array, tensor, tuple or dict, or pairs with labels); read once, never kept whole
+            in memory.
         target: A target's name, the path of its file, or a :class:`Target`.
         method: A member of ``edgekit/quantizers``, or ``auto``.
         out: The ONNX file to write.

@@ -1,22 +1,25 @@
 """Streaming calibration: the range of every tensor, in memory that does not grow with the samples.
 
-The model runs on one sample at a time, however the user batched them, so the result can't depend on
-the batching; a moving average is over samples. Histograms have bins whose width is a power of two and
-whose edges are multiples of it: where a greater value comes, neighbours are added up pairwise, exactly,
-so the result depends on the order of samples no more than on their batching.
+The samples are cut anew into groups of a size that the model alone decides, and statistics are of each
+sample, so the result can't depend on how the user batched them; a moving average is over samples.
+Histograms have bins whose width is a power of two and whose edges are multiples of it: where a greater
+value comes, neighbours are added up pairwise, exactly, so a histogram depends on the order of the samples
+no more than on their batching.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekit import console
 from edgekit.errors import InputError
 from edgekit.quantizers import _graph
+from edgekit.quantizers._samples import Samples, fixed_batch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, Array]
 
 BINS = 2048  # on each side of zero
-VALUES = 1 << 16  # of one tensor and sample that go into a histogram at most; the range is always of all
+VALUES = 1 << 13  # of one tensor and sample that go into a histogram at most; the range is always of all
+GROUP_BYTES = 1 << 26  # of observed tensors at a time: a group of samples is as large as that allows
+GROUP = 64
 
 
 @dataclass
@@ -38,6 +43,8 @@ class Statistics:
         low_sum, high_sum: Sums over samples of each sample's least and greatest value.
         samples: How many samples.
         exponent: The bins are ``2**exponent`` wide; None before the first value that isn't zero.
+        axis: The channels' axis, where statistics of each channel are wanted.
+        channel_peak, channel_mean: float (channels,): greatest magnitude, and mean, of each channel.
         counts: int64 (2 * BINS,); bin ``i`` counts values in ``[(i - BINS) * width, (i - BINS + 1) * width)``.
     """
 
@@ -46,35 +53,55 @@ class Statistics:
     low_sum: float = 0.0
     high_sum: float = 0.0
     samples: int = 0
+    axis: int | None = None
+    channel_peak: Array | None = None
+    channel_mean: Array | None = None
     exponent: int | None = None
     counts: Array | None = None
 
     def add(self, values: Array, *, histogram: bool) -> None:
-        """Take in one sample's values (float, any shape; not empty).
+        """Take in some samples' values, float (samples, …), not empty.
 
         Raises:
-            FloatingPointError: A NaN or an infinity among them.
+            FloatingPointError: A NaN or an infinity among them; its argument is the sample.
         """
-        low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise FloatingPointError("NaN" if math.isnan(low) else "infinity")
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.low_sum, self.high_sum = self.low_sum + low, self.high_sum + high
-        self.samples += 1
-        if histogram:
-            self._count(values.reshape(-1), max(-low, high))
+        import numpy as np
 
-    def _count(self, values: Array, peak: float) -> None:
+        rows = values.reshape(len(values), -1)
+        low, high = rows.min(axis=1), rows.max(axis=1)
+        if not (np.isfinite(low) & np.isfinite(high)).all():
+            raise FloatingPointError(int(np.argmin(np.isfinite(low) & np.isfinite(high))))
+        self.low, self.high = min(self.low, float(low.min())), max(self.high, float(high.max()))
+        self.low_sum += float(low.sum(dtype=np.float64))
+        self.high_sum += float(high.sum(dtype=np.float64))
+        self.samples += len(rows)
+        if histogram:
+            self._count(rows[:, :: stride(rows.shape[1])])
+
+    def add_channels(self, values: Array, share: float) -> None:
+        """Take in values, float (…, channels, …); ``share`` is what they are of all samples, in means."""
+        import numpy as np
+
+        assert self.axis is not None
+        others = tuple(i for i in range(values.ndim) if i != self.axis % values.ndim)
+        high, low = values.max(axis=others), values.min(axis=others)
+        peaks, means = np.maximum(high, -low), values.mean(axis=others, dtype=np.float64) * share
+        if self.channel_peak is None or self.channel_mean is None:
+            self.channel_peak, self.channel_mean = peaks, means
+        else:
+            self.channel_peak, self.channel_mean = np.maximum(self.channel_peak, peaks), self.channel_mean + means
+
+    def _count(self, rows: Array) -> None:
         import numpy as np
 
         if self.counts is None:
             self.counts = np.zeros(2 * BINS, np.int64)
+        peak = max(-self.low, self.high)
         if peak > 0:
             self._widen(exponent_for(peak))
-        step = -(-values.size // VALUES)
-        scaled = values[::step] * np.float32(2.0 ** -(self.exponent or 0))
-        bins = np.floor(scaled).astype(np.int32) + BINS
-        self.counts += np.bincount(bins, minlength=2 * BINS)
+        scaled = rows * np.float32(2.0 ** -(self.exponent or 0))
+        scaled += BINS
+        self.counts += np.bincount(np.floor(scaled, out=scaled).astype(np.intp).reshape(-1), minlength=2 * BINS)
 
     def _widen(self, exponent: int) -> None:
         """Make the bins at least ``2**exponent`` wide by adding neighbours up."""
@@ -87,10 +114,16 @@ class Statistics:
 
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both together."""
+        import numpy as np
+
         both = copy.deepcopy(self)
         both.low, both.high = min(self.low, other.low), max(self.high, other.high)
         both.low_sum, both.high_sum = self.low_sum + other.low_sum, self.high_sum + other.high_sum
         both.samples = self.samples + other.samples
+        if self.channel_peak is not None and other.channel_peak is not None:
+            both.channel_peak = np.maximum(self.channel_peak, other.channel_peak)
+        if self.channel_mean is not None and other.channel_mean is not None:
+            both.channel_mean = (self.channel_mean * self.samples + other.channel_mean * other.samples) / both.samples
         if both.counts is None or other.counts is None:
             both.counts = both.counts if other.counts is None else other.counts
             both.exponent = other.exponent if both.exponent is None else both.exponent
@@ -109,6 +142,14 @@ def exponent_for(peak: float) -> int:
     return max(exponent, -126)
 
 
+def stride(size: int) -> int:
+    """The step with which a tensor of ``size`` values is sampled; coprime to usual widths: no column is preferred."""
+    step = -(-size // VALUES)
+    while step > 1 and math.gcd(step, 2 * 3 * 5 * 7) > 1:
+        step += 1
+    return step
+
+
 def _halved(counts: Array) -> Array:
     """The same histogram with bins twice as wide: the outer half of the bins becomes free."""
     import numpy as np
@@ -117,60 +158,86 @@ def _halved(counts: Array) -> Array:
     return np.pad(pairs, (BINS - BINS // 2, BINS - BINS // 2))
 
 
-@dataclass
 class Collector:
-    """Runs the float model sample by sample and keeps statistics of some of its values.
+    """Runs the float model and keeps statistics of some of its values.
 
     Args:
         model: The float model; it is not changed.
         names: The values to look at.
         histogram: Whether histograms are needed, or ranges will do.
+        channels: Value → its channels' axis, where statistics of each channel are needed.
     """
 
-    model: ir.Model
-    names: Sequence[str]
-    histogram: bool = True
-    statistics: dict[str, Statistics] = field(default_factory=dict)
+    def __init__(
+        self,
+        model: ir.Model,
+        names: Sequence[str],
+        *,
+        histogram: bool = True,
+        channels: Mapping[str, int] | None = None,
+    ) -> None:
+        self._model, self._histogram = model, histogram
+        self._session = observed(model, names)
+        outputs = [o.name for o in self._session.get_outputs()]
+        self._outputs = [(i, name) for i, name in enumerate(outputs) if name in set(names)]
+        self._inputs = [v.name or "" for v in model.graph.inputs if v.name in set(names)]
+        self.statistics = {name: Statistics(axis=(channels or {}).get(name)) for name in names}
 
-    def __post_init__(self) -> None:
-        self._session = observed(self.model, self.names)
-        self._outputs = [o.name for o in self._session.get_outputs()]
-        self._wanted = [(i, n) for i, n in enumerate(self._outputs) if n in set(self.names)]
-        inputs = {v.name for v in self.model.graph.inputs}
-        self._inputs = [n for n in self.names if n in inputs]
-        self.statistics = {n: Statistics() for n in self.names}
-        self.seen = 0
-
-    def run(self, feeds: Feeds) -> list[Array]:
-        """Take in one sample; returns the model's own outputs.
+    def run(self, samples: Samples) -> None:
+        """Take in every sample, with progress.
 
         Raises:
             InputError: A NaN or an infinity, with the sample and the tensor.
         """
-        results = self._session.run(None, dict(feeds))
-        for name in self._inputs:
-            self._take(name, feeds[name])
-        for index, name in self._wanted:
-            self._take(name, results[index])
-        self.seen += 1
-        return results[: len(self.model.graph.outputs)]
+        fixed = fixed_batch(self._model)
+        size = fixed or self._group_size(samples)
+        seen, total = 0, -(-len(samples) // size)
+        for feeds in console.track(samples.groups(size, full=fixed is not None), "calibrating", total):
+            count = len(next(iter(feeds.values())))
+            self._take(feeds, count, seen, count / len(samples))
+            seen += count
 
-    def _take(self, name: str, values: Array) -> None:
-        if not values.size:
-            return
+    def _take(self, feeds: Feeds, count: int, seen: int, share: float) -> None:
+        results = self._session.run(None, dict(feeds))
+        values = [(name, feeds[name]) for name in self._inputs] + [(name, results[i]) for i, name in self._outputs]
+        for name, value in values:
+            if not value.size:
+                continue
+            rows = value.reshape(count if len(value) % count == 0 else 1, -1)
+            seen_of = self.statistics[name]
+            try:
+                seen_of.add(rows, histogram=self._histogram)
+                if seen_of.axis is not None:
+                    seen_of.add_channels(value, share)
+            except FloatingPointError as error:
+                raise InputError(
+                    f"calibration sample {seen + error.args[0]} gives NaN or infinity in {self._place(name)}",
+                    remedy="mend or leave out that sample; if its inputs are sound, the float model overflows on it",
+                ) from error
+
+    def _group_size(self, samples: Samples) -> int:
+        """How many samples may run at once: one, if some tensor does not keep samples apart along its first axis."""
+        import numpy as np
+
+        pair = list(itertools.islice(samples.singles(), 2))
+        if len(pair) < 2:
+            return 1
+        together = {name: np.concatenate([pair[0][name], pair[1][name]]) for name in pair[0]}
         try:
-            self.statistics[name].add(values, histogram=self.histogram)
-        except FloatingPointError as error:
-            raise InputError(
-                f"calibration sample {self.seen} holds {error} in {self._place(name)}",
-                remedy="mend or leave out that sample; if only the tensor inside is affected, the model overflows on it",
-            ) from error
+            first, second, both = (self._session.run(None, dict(feeds)) for feeds in (*pair, together))
+        except Exception:
+            return 1  # the model takes no batch, whatever its shapes say
+        for a, b, ab in zip(first, second, both, strict=True):
+            apart = np.concatenate([a, b]) if a.ndim and b.ndim and a.shape[1:] == b.shape[1:] else None
+            if apart is None or apart.shape != ab.shape or not np.allclose(apart, ab, rtol=1e-3, atol=1e-3 * peak(ab)):
+                return 1
+        return max(1, min(GROUP, GROUP_BYTES // max(1, sum(value.nbytes for value in first))))
 
     def _place(self, name: str) -> str:
         if name in self._inputs:
             return f"input '{name}'"
-        makers = [n for n in self.model.graph for v in n.outputs if v.name == name]
-        return f"tensor '{name}', made by node '{makers[0].name}' ({makers[0].op_type})"
+        maker = next(n for n in self._model.graph for v in n.outputs if v.name == name)
+        return f"tensor '{name}', made by node '{maker.name}' ({maker.op_type})"
 
 
 def observed(model: ir.Model, names: Iterable[str]) -> Any:
@@ -182,42 +249,8 @@ def observed(model: ir.Model, names: Iterable[str]) -> Any:
     return _graph.session(twin)
 
 
-def samples(batches: Iterable[Feeds], size: int = 1, limit: int | None = None) -> Iterator[Feeds]:
-    """Cut batches anew into groups of ``size`` samples; a last group that is short repeats its samples."""
+def peak(values: Array) -> float:
+    """The greatest magnitude; 0 of nothing."""
     import numpy as np
 
-    held: list[Feeds] = []
-    for number, sample in enumerate(_singles(batches)):
-        if limit is not None and number >= limit:
-            break
-        if size == 1:
-            yield sample
-            continue
-        held.append(sample)
-        if len(held) == size:
-            yield {name: np.concatenate([h[name] for h in held]) for name in sample}
-            held = []
-    if held:
-        full = [held[i % len(held)] for i in range(size)]
-        yield {name: np.concatenate([h[name] for h in full]) for name in full[0]}
-
-
-def _singles(batches: Iterable[Feeds]) -> Iterator[Feeds]:
-    for feeds in batches:
-        for row in range(len(next(iter(feeds.values())))):
-            yield {name: value[row : row + 1] for name, value in feeds.items()}
-
-
-def fixed_batch(model: ir.Model) -> int:
-    """The batch size that the model insists on; 1 where it is free."""
-    sizes = [v.shape[0] for v in model.graph.inputs if v.shape is not None and len(v.shape)]
-    known = [size for size in sizes if isinstance(size, int)]
-    return known[0] if known else 1
-
-
-def calibrate(collector: Collector, batches: Iterable[Feeds], limit: int) -> None:
-    """Run every sample (``limit`` at most) through the collector, with progress."""
-    size = fixed_batch(collector.model)
-    total = -(-limit // size)
-    for group in console.track(samples(batches, size, limit), "calibrating", total):
-        collector.run(group)
+    return float(np.abs(values).max()) if values.size else 0.0

@@ -33,14 +33,14 @@ def insert(
     Args:
         model: The float model that ``plan`` was made for.
         plan: Where.
-        ranges: ``(low, high)`` for every value that leads a group in the plan.
+        ranges: ``(low, high)`` of every value in the plan.
         scheme: The target's.
         weights: int8 weights by node, where rounding was learned; nearest otherwise.
         bits: Bits of a node's weight, where it isn't the scheme's.
     """
     from onnx_ir.passes import common
 
-    affines = {name: _integers.activation(*ranges[lead], scheme) for name, lead in plan.activations.items()}
+    affines = _affines(plan, ranges, scheme)
     nodes = {node.name: node for node in model.graph}
     chosen = [nodes[name] for name in plan.nodes]
     # Weights and biases first: they look up the scale of the float value that the node still reads.
@@ -67,6 +67,18 @@ def insert(
         _activation(model.graph, values[name], affines[name], plan.activations[name], integer)
     model = common.RemoveUnusedNodesPass()(model).model
     return common.TopologicalSortPass()(model).model
+
+
+def _affines(plan: Plan, ranges: Mapping[str, tuple[float, float]], scheme: Scheme) -> dict[str, Affine]:
+    """Scale and zero point of every value; values of a group share the range that spans them all."""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for name, lead in plan.activations.items():
+        groups.setdefault(lead, []).append(ranges[name])
+    leads = {
+        lead: _integers.activation(min(low for low, _ in spans), max(high for _, high in spans), scheme)
+        for lead, spans in groups.items()
+    }
+    return {name: leads[lead] for name, lead in plan.activations.items()}
 
 
 def _weigh(

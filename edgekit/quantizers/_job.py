@@ -47,7 +47,7 @@ class Quantizer(Protocol):
         ...
 
 
-def samples(job: Job) -> Spool:
+def spool_of(job: Job) -> Spool:
     """The calibration samples.
 
     Raises:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 # Operators that only move numbers: the first input's scale is the output's.
 MOVERS = frozenset(
-    ("DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split")
-    + ("Squeeze", "Tile", "Transpose", "Unsqueeze")
+    {
+        *("DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice"),
+        *("SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    }
 )
 CLIPS = frozenset(("Relu", "Clip"))
 
@@ -71,7 +73,7 @@ def plan(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str] = ()) -> P
                 leader.find(value.name or "")
         if node.op_type in MOVERS:
             for out in node.outputs:
-                leader.join(out.name or "", node.inputs[0].name or "")  # type: ignore[union-attr]
+                leader.join(out.name or "", node.inputs[0].name or "")
         elif _output_is_integer(node, scheme):
             leader.find(_after_clip(node.outputs[0], scheme).name or "")
     return Plan(
@@ -137,6 +139,9 @@ def _is_float(value: ir.Value | None) -> bool:
 def _integer_nodes(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str]) -> list[ir.Node]:
     """Forward: what can follow its producers in integers; backward: what feeds nothing integer is let go."""
     chosen: dict[ir.Node, bool] = {}  # in graph order; whether it must stay
+    anyway = {
+        v for n in graph if n.op_type in scheme.compute and n.name not in keep_float for _, v in data_inputs(n, scheme)
+    }
     integer: set[ir.Value] = set()
     for node in graph:
         if node.name in keep_float or node.domain not in ("", "ai.onnx"):
@@ -145,7 +150,7 @@ def _integer_nodes(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str])
             chosen[node] = True
             if node.op_type in scheme.quantize_outputs:
                 integer.add(_after_clip(node.outputs[0], scheme))
-        elif _follows(node, scheme, integer):
+        elif _follows(node, scheme, integer, anyway):
             chosen[node] = False
             integer.update(node.outputs if node.op_type in MOVERS else [_after_clip(node.outputs[0], scheme)])
     for node in reversed(list(chosen)):
@@ -155,14 +160,15 @@ def _integer_nodes(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str])
     return list(chosen)
 
 
-def _follows(node: ir.Node, scheme: Scheme, integer: set[ir.Value]) -> bool:
+def _follows(node: ir.Node, scheme: Scheme, integer: set[ir.Value], anyway: set[ir.Value]) -> bool:
+    """Whether all that a node reads is integer: made so, or made so anyway for a compute node beside it."""
     if node.op_type not in scheme.elementwise and node.op_type not in MOVERS:
         return False
     values = [value for _, value in data_inputs(node, scheme)]
-    constants = [v for v in values if constant(v) is not None]
     if node.op_type in MOVERS or node.op_type == "Concat":
         return all(v in integer for v in values)
-    return len(constants) < len(values) and all(v in integer or (v in constants and _is_float(v)) for v in values)
+    fixed = [v for v in values if constant(v) is not None and _is_float(v)]
+    return any(v in integer for v in values) and all(v in integer or v in anyway or v in fixed for v in values)
 
 
 def _output_is_integer(node: ir.Node, scheme: Scheme) -> bool:

@@ -44,7 +44,71 @@ def mean_to_pool(model: ir.Model) -> int:
     return count
 
 
-RULES: dict[str, Callable[[ir.Model], int]] = {"mean_to_pool": mean_to_pool}
+def shortcut_to_conv(model: ir.Model) -> int:
+    """A strided Slice and a zero Pad of channels (the CIFAR ResNets' shortcut) are one pointwise convolution.
+
+    It is exact, its weights are ones and zeros, and it stays in integers and in the kernels' own layout;
+    Slice and Pad alone cost conversions both ways.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    count = 0
+    for pad in [node for node in model.graph if node.op_type == "Pad"]:
+        crop = pad.inputs[0].producer() if pad.inputs[0] is not None else None
+        channels = _channel_padding(pad)
+        step = _spatial_step(crop) if crop is not None and len(crop.outputs[0].consumers()) == 1 else None
+        if channels is None or step is None or crop is None:
+            continue
+        before, kept, after = channels
+        weight = np.zeros((before + kept + after, kept, 1, 1), np.float32)
+        weight[np.arange(kept) + before, np.arange(kept)] = 1
+        value = _graph.add_constant(model.graph, f"{pad.name}_weight", weight)
+        conv = ir.node("Conv", [crop.inputs[0], value], {"strides": [step, step]}, name=f"{pad.name}_conv")
+        _replace(model.graph, pad, [conv])
+        model.graph.remove(crop, safe=True)
+        count += 1
+    return count
+
+
+def _channel_padding(pad: ir.Node) -> tuple[int, int, int] | None:
+    """``(before, channels, after)`` of a Pad that adds zero channels to an (N, C, H, W) and nothing else."""
+    value = pad.inputs[0]
+    amounts = constant(pad.inputs[1]) if len(pad.inputs) > 1 else None
+    fill = constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else None
+    if (len(pad.inputs) > 3 and pad.inputs[3] is not None) or attribute(pad, "mode", "constant") != "constant":
+        return None
+    if (
+        value is None
+        or value.shape is None
+        or amounts is None
+        or len(amounts) != 8
+        or (fill is not None and fill.any())
+    ):
+        return None
+    before, after, channels = int(amounts[1]), int(amounts[5]), value.shape[1]
+    others = [a for i, a in enumerate(amounts) if i not in (1, 5)]
+    if any(others) or min(before, after) < 0 or not isinstance(channels, int):
+        return None
+    return before, channels, after
+
+
+def _spatial_step(crop: ir.Node) -> int | None:
+    """The step of a Slice that takes every ``step``-th row and column of all of an (N, C, H, W)."""
+    value = crop.inputs[0]
+    if crop.op_type != "Slice" or value is None or _graph.rank(value) != 4 or len(crop.inputs) < 5:
+        return None
+    starts, ends, axes, steps = (constant(v) for v in crop.inputs[1:5])
+    if starts is None or ends is None or axes is None or steps is None or value.shape is None:
+        return None
+    if sorted(int(a) % 4 for a in axes) != [2, 3] or starts.any() or len(set(steps.tolist())) != 1:
+        return None
+    sizes = [value.shape[int(a)] for a in axes]
+    whole = all(int(e) >= (s if isinstance(s, int) else 2**31 - 1) for e, s in zip(ends, sizes, strict=True))
+    return int(steps[0]) if whole and steps[0] > 0 else None
+
+
+RULES: dict[str, Callable[[ir.Model], int]] = {"mean_to_pool": mean_to_pool, "shortcut_to_conv": shortcut_to_conv}
 
 
 def _axes(node: ir.Node) -> list[int] | None:

@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import InputError, StageError
+from edgekit.errors import StageError
 from edgekit.quantizers import _integers
 from edgekit.quantizers._calibrate import BINS, Statistics
 
@@ -28,31 +28,27 @@ LEVELS = 256
 Range = tuple[float, float]
 
 
-def ranges(
-    statistics: Mapping[str, Statistics], activations: Mapping[str, str], method: str, scheme: Scheme
-) -> dict[str, Range]:
-    """The range of every group of values that share a scale.
+def ranges(statistics: Mapping[str, Statistics], names: Iterable[str], method: str, scheme: Scheme) -> dict[str, Range]:
+    """The range of every value.
 
     Args:
         statistics: By value.
-        activations: Value → the value that leads its group.
+        names: The values.
         method: One of :data:`METHODS`.
         scheme: The target's.
 
     Raises:
-        StageError: No value of a tensor was seen.
+        StageError: No number of a tensor was seen.
     """
     found: dict[str, Range] = {}
-    for name, lead in activations.items():
-        seen = statistics[name]
-        if not seen.samples:
+    for name in names:
+        if not statistics[name].samples:
             raise StageError(
-                f"no value of tensor '{name}' was seen in calibration",
+                f"no number of tensor '{name}' was seen in calibration",
                 remedy="calibrate with samples that reach this part of the model",
             )
-        low, high = METHODS[method](seen, scheme)
-        before = found.get(lead, (low, high))
-        found[lead] = (min(low, before[0]), max(high, before[1]))
+        low, high = METHODS[method](statistics[name], scheme)
+        found[name] = float(low), float(high)
     return found
 
 
