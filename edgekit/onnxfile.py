@@ -23,13 +23,10 @@ from edgekit.weights import load_weights
 if TYPE_CHECKING:
     import onnx
 
-    from edgekit.recipe import Preprocess
-
 __all__ = [
     "check_onnx",
     "external_files",
     "facts_job",
-    "fold_preprocessing",
     "inputs",
     "inspect_job",
     "load_weights",
@@ -148,18 +145,6 @@ def external_files(path: Path | str) -> list[Path]:
     proto = onnxcheck.parse(path)
     onnxcheck.check(proto, path)
     return sorted({path.parent / place.location for place in onnxcheck.externals(proto)})
-
-
-def fold_preprocessing(path: Path | str, settings: Preprocess) -> None:
-    """Rewrite an ONNX file so that it takes raw uint8; see :func:`onnxedit.put_preprocessing_in_front`."""
-    import onnx_ir as ir
-
-    from edgekit import onnxedit
-    from edgekit.exporting import save
-
-    graph = ir.from_proto(read_model(path))
-    onnxedit.put_preprocessing_in_front(graph, settings)
-    save(graph, Path(path))
 
 
 def parameters(path: Path | str) -> int:

@@ -61,6 +61,31 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise write_error(path, error) from error
 
 
+def copy_file(source: Path, path: Path) -> Path:
+    """Copy a file of any size so that it is never seen half-written; return ``path``.
+
+    Raises:
+        StageError: The disk is full, or the folder can't be written; the old file is intact.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        try:
+            with os.fdopen(handle, "wb") as file, source.open("rb") as data:
+                shutil.copyfileobj(data, file, 1 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically (see :func:`write_bytes`)."""
     write_bytes(path, text.encode())
