@@ -95,15 +95,48 @@ def _show(results: dict[str, Any], out: Path) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
 @JSON
 def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Say what would run, and what can't and why."""
+    """Say what would run, what is cached, and what can't run and why."""
     from edgekit import pipeline
     from edgekit.recipe import load_recipe
 
     rows = pipeline.plan(load_recipe(recipe, _overrides(overrides)), **options)
     if as_json:
         return console.out_json({"rows": rows})
-    cells = [(r["id"], r["availability"], " → ".join(r["stages"]), r["reason"]) for r in rows]
-    return _table(("row", "can", "stages", "why not"), cells)
+    for row in rows:
+        console.out(f"{row['id']}: {row['availability']}" + (f", {row['reason']}" if row["reason"] else ""))
+        if row["availability"] != "unavailable":
+            console.out("    " + " → ".join(s["name"] + (" (cached)" if s["cached"] else "") for s in row["stages"]))
+    return None
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.option("--entry", default="model.py:build", show_default=True, help="The function that returns your model.")
+@click.option("--path", help="Instead: a .pt2 or .onnx file.")
+@click.option("--data", default="model.py:data", show_default=True, help="The function that returns your data.")
+@click.option("--target", default="x86-cpu", show_default=True, help="The device.")
+def init(folder: Path, entry: str, path: str | None, data: str, target: str) -> None:
+    """Write a commented recipe.toml for your model."""
+    from edgekit.errors import InputError
+    from edgekit.store import write_text
+    from edgekit.target import load_target
+
+    recipe = folder / "recipe.toml"
+    if recipe.exists():
+        raise InputError("this recipe exists", where=str(recipe), remedy="edit it, or name another folder")
+    load_target(target, base=folder)
+    model = f"path = {_toml(path)}" if path else f"entry = {_toml(entry)}          # returns (module, example inputs)"
+    text = (Path(__file__).parent / "template.toml").read_text()
+    for mark, value in (('"@TARGET@"', _toml(target)), ("@MODEL@", model), ('"@DATA@"', _toml(data))):
+        text = text.replace(mark, value)
+    write_text(recipe, text)
+    console.out(f"{recipe}: edit it, then: edgekit run {recipe}")
+
+
+def _toml(value: str) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML basic string
 
 
 @cli.command()

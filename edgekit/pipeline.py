@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from edgekit.errors import EdgekitError, InputError, UnavailableError
 from edgekit.recipe import Recipe, load_recipe
 from edgekit.routes import Route, routes_of
 from edgekit.store import Store
-from edgekit.workshop import Artifact, Workshop, open_workshop
+from edgekit.workshop import Artifact, NotMadeYet, Workshop, open_workshop
 
 # Each takes what the one before it made; one that a route leaves out hands it on.
 LINE: tuple[tuple[str, Callable[[Workshop, Route, Artifact], Artifact | None]], ...] = (
@@ -135,21 +135,44 @@ def build(shop: Workshop, route: Route) -> Row:
 def plan(
     recipe: Recipe | str | Path, *, targets: tuple[str, ...] = (), only: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    """What :func:`run` would do: each row's stages, and which rows can't run here and why.
+    """What :func:`run` would do: each row's stages, which of them are cached, and which rows can't run and why.
 
     Raises:
-        InputError: The recipe is wrong.
+        InputError: The recipe, the model or the data are wrong.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    routes = routes_of(recipe, targets, only)
+    try:
+        shop = open_workshop(recipe, Store(), routes, planning=True)
+    except NotMadeYet:
+        shop = None  # the model itself was never loaded: nothing is cached
     return [
         {
             "id": route.id,
             "variant": route.variant,
             "target": route.target.name,
-            "stages": ["load", *(name for name, _ in LINE if stages.takes_part(name, route, recipe)), "measure"],
+            "stages": _planned(shop, route, recipe),
             "availability": route.availability.status,
             "reason": route.availability.reason,
         }
-        for route in routes_of(recipe, targets, only)
+        for route in routes
     ]
+
+
+def _planned(shop: Workshop | None, route: Route, recipe: Recipe) -> list[dict[str, Any]]:
+    """The stages of a route, each with whether it is cached; nothing is made."""
+    artifact = shop.loaded if shop else None
+    planned = [{"name": "load", "cached": artifact is not None}]
+    for name, stage in LINE:
+        if not stages.takes_part(name, route, recipe):
+            continue
+        if shop and artifact:
+            try:
+                made = stage(shop, route, artifact)
+            except (NotMadeYet, EdgekitError):
+                artifact = None  # and so is nothing that comes after it
+            else:
+                artifact = replace(made, before=artifact) if made else artifact
+        planned.append({"name": name, "cached": artifact is not None})
+    return planned

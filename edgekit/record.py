@@ -248,7 +248,7 @@ def _stage(name: str, made: Artifact) -> dict[str, Any]:
 
 
 def _report(made: Artifact) -> dict[str, Any]:
-    hidden = ("seconds", "files", "file", "parity")
+    hidden = ("seconds", "files", "path", "parity")
     return {k: v for k, v in made.entry.meta.items() if k not in hidden}
 
 

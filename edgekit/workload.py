@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import onnxfile, rooms, spool
+from edgekit import onnxadopt, onnxfile, rooms, spool
 from edgekit.console import track
 from edgekit.errors import EdgekitError, InputError
 from edgekit.recipe import ExportSection, ModelSection, Preprocess
@@ -57,7 +57,7 @@ def load_job(model: dict[str, Any], base: str, seed: int, export: dict[str, Any]
     """Write the model as ``model.pt2`` or ``model.onnx`` into the folder ``out``.
 
     Returns:
-        ``{"file": name, "kind": …, "inputs": [names], "notes": what an export in eval mode loses}``.
+        ``{"path": name, "kind": "torch" or "onnx"}``; of an ONNX file also ``parity`` with the user's.
 
     Raises:
         InputError: The model can't be built, loaded or exported; with the module and line of the user's code.
@@ -78,16 +78,12 @@ def load_job(model: dict[str, Any], base: str, seed: int, export: dict[str, Any]
             module, example, dynamic_batch=settings.dynamic_batch, dynamic_axes=settings.dynamic_axes or None
         )
     exported.save(captured, Path(out) / "model.pt2")
-    signature = exported.signature(captured)
-    return {"file": "model.pt2", "kind": "torch", "inputs": list(signature.inputs)}
+    return {"path": "model.pt2", "kind": "torch"}
 
 
 def _load_onnx(path: Path, settings: ExportSection, out: Path) -> dict[str, Any]:
-    target = out / "model.onnx"
-    onnxfile.normalize(path, target)
-    if settings.preprocess:
-        onnxfile.fold_preprocessing(target, settings.preprocess)
-    return {"file": "model.onnx", "kind": "onnx", "inputs": [port.name for port in onnxfile.inputs(target)]}
+    facts = onnxadopt.normalize(path, out / "model.onnx", settings)
+    return {"path": "model.onnx", "kind": "onnx", "parity": facts["parity"]}
 
 
 def _model_file(section: ModelSection, base: Path) -> Path | None:
@@ -178,7 +174,7 @@ def _files_digest(path: Path) -> str:
     """Hash of a model file and, for ONNX, of the external data beside it."""
     digest = hashlib.sha256(path.read_bytes())
     if onnxfile.sniff(path) == "onnx":
-        for extra in onnxfile.files(path)[1:]:
+        for extra in onnxfile.external_files(path):
             digest.update(extra.read_bytes())
     return digest.hexdigest()
 

@@ -63,9 +63,22 @@ class Artifact:
         return sum(p.stat().st_size for p in self.files)
 
 
+class NotMadeYet(Exception):  # noqa: N818 (no error: a plan asks)
+    """In a plan: this artifact is not in the store."""
+
+
 @dataclass
 class Workshop:
-    """What all rows of a run share."""
+    """What all rows of a run share.
+
+    Attributes:
+        recipe: What is asked for. store: Where artifacts are built and found.
+        model: What the model is (:func:`edgekit.workload.fingerprint_job`).
+        data: What each split is (:func:`edgekit.workload.digest_job`); None where it is not given.
+        loaded: The loaded model, where every route starts.
+        failures: By key, so that no row tries again what failed for another.
+        planning: Only look up what is there: what is not raises :class:`NotMadeYet`.
+    """
 
     recipe: Recipe
     store: Store
@@ -73,6 +86,7 @@ class Workshop:
     data: dict[str, Any]
     loaded: Artifact = None  # type: ignore[assignment]  # set as soon as the model is loaded
     failures: dict[str, EdgekitError] = field(default_factory=dict)
+    planning: bool = False
 
     def job(self, function: str, /, **arguments: Any) -> Any:
         """Call a job in a child process; one that gets live objects runs here instead."""
@@ -94,9 +108,10 @@ class Workshop:
             work: ``work(folder, scratch) -> report``.
         """
         key = _key(stage, inputs)
-        known = self.failures.get(sha256_json(key))
-        if known:
+        if known := self.failures.get(sha256_json(key)):
             raise known
+        if self.planning and self.store.find(key) is None:
+            raise NotMadeYet(stage)
 
         def timed(folder: Path, scratch: Path) -> dict[str, Any]:
             start = time.monotonic()
@@ -108,7 +123,7 @@ class Workshop:
         except EdgekitError as error:
             self.failures[sha256_json(key)] = error
             raise
-        return Artifact(entry.path(entry.meta.get("file", main)), form, entry, parity=entry.meta.get("parity"))
+        return Artifact(entry.path(entry.meta.get("path", main)), form, entry, parity=entry.meta.get("parity"))
 
     def forget(self, stage: str, inputs: dict[str, Any]) -> None:
         """Remove a stage's artifact from the store, so that it is made again."""
@@ -120,6 +135,8 @@ class Workshop:
             return None
         limit = self.recipe.quantize.samples if name == "calibration" else None
         inputs = {"stage": "data", "digest": self.data[name]["digest"], "split": name, "limit": limit}
+        if self.planning and self.store.find(inputs) is None:
+            raise NotMadeYet("data")
         entry = self.store.build(inputs, lambda folder, _: self._spool(name, limit, folder))
         return read_spool(entry.path("spool"))
 
@@ -184,14 +201,14 @@ def _key(stage: str, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"stage": stage, "edgekit": edgekit.__version__, **inputs}
 
 
-def open_workshop(recipe: Recipe, store: Store, routes: list[Route]) -> Workshop:
+def open_workshop(recipe: Recipe, store: Store, routes: list[Route], *, planning: bool = False) -> Workshop:
     """Load the model and the data: what every row starts from.
 
     Raises:
         InputError: The model or the data are wrong.
     """
     model = recipe.model.model_dump()
-    shop = Workshop(recipe, store, {}, {})
+    shop = Workshop(recipe, store, {}, {}, planning=planning)
     shop.model = shop.job("edgekit.workload:fingerprint_job", model=model, base=str(recipe.base), seed=recipe.seed)
     export = recipe.export.model_dump(mode="json")
     relevant = {k: export[k] for k in ("dynamic_batch", "dynamic_axes", "preprocess", "shapes")}
@@ -209,8 +226,6 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route]) -> Workshop
             out=str(folder),
         ),
     )
-    for text in shop.loaded.entry.meta.get("notes", []):
-        warn(text)
     if shop.model["kind"] == ONNX and (torch_only := [r for r in routes if r.prune or r.recover]):
         raise InputError(
             f"the variant '{torch_only[0].variant}' prunes or trains in torch, but the model is an ONNX file",
@@ -218,7 +233,8 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route]) -> Workshop
             remedy="give the torch model as [model] entry, or switch prune and recover off in that variant",
         )
     _read_data(shop, routes)
-    shop.loaded = shop.assess(shop.loaded, "load", routes[0], None)
+    if not planning:
+        shop.loaded = shop.assess(shop.loaded, "load", routes[0], None)
     return shop
 
 
