@@ -45,6 +45,8 @@ class TrainJob:
             ``{"spool": {"train": folder, "validation": folder}}`` (:mod:`edgekit.spool`).
         settings: How to train. seed: Of everything that is random.
         teacher: The original to distil from, ``.pt2`` or ``.onnx``; None where ``settings.distill`` is 0.
+        weights: For ``qat``: the float ``.onnx`` that the student was quantized from; its weights are finer than
+            the integers, which else are where training starts.
         metric: Picks the best epoch on ``validation``; None: the validation loss does.
         base: The recipe's folder: a user's loss or metric file starts there.
     """
@@ -56,6 +58,7 @@ class TrainJob:
     data: dict[str, Any] = field(default_factory=dict)
     settings: TrainSection = field(default_factory=TrainSection)
     teacher: str | None = None
+    weights: str | None = None
     metric: MetricSection | None = None
     seed: int = 0
     base: str = "."

@@ -31,7 +31,7 @@ def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = N
         As :func:`edgekit.training.train`.
     """
     teacher = _teacher(job)
-    student = open_trainee(Path(job.student), Path(job.teacher) if job.teacher else None)
+    student = open_trainee(Path(job.student), Path(job.weights) if job.weights else None)
     metric = metrics.load(job.metric, Path(job.base)) if job.metric else None
     train, validation = _splits(job, data)
     labelled = validation is not None and next(iter(validation))[1] is not None
@@ -62,7 +62,7 @@ def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = N
 def digest(job: TrainJob) -> str:
     """What a checkpoint must have been made for: everything but where files lie, and how many processes work."""
     values = job.to_json()
-    for place in ("out", "scratch", "student", "teacher", "base"):
+    for place in ("out", "scratch", "student", "teacher", "weights", "base"):
         values.pop(place)
     for kind in ("processes", "torchrun"):
         values["settings"].pop(kind)
@@ -83,7 +83,9 @@ def _teacher(job: TrainJob) -> Trainee | None:
 
 def _splits(job: TrainJob, live: Any) -> tuple[Split, Split | None]:
     """The training and the validation data."""
-    convert = Converter(Path(job.student))
+    # An exported teacher knows the form of the user's own inputs; an ONNX student only their flat names.
+    takes_users_form = job.teacher is not None and job.teacher.endswith(".pt2")
+    convert = Converter(Path(job.teacher if takes_users_form and job.teacher else job.student))
     if "spool" in job.data:
         source: Any = {name: spool.read(folder) for name, folder in job.data["spool"].items() if folder}
         convert_one: Any = lambda batch, where: batch  # noqa: E731 - a spool holds what was converted
