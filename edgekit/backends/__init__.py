@@ -46,7 +46,7 @@ class LayerTime:
     Attributes:
         name: The layer's name in the compiled graph.
         operator: Its kind: ``QLinearConv``, ``Convolution`` …
-        milliseconds: Mean over the profiled inferences.
+        milliseconds: Over the profiled inferences, as the runtime tells it.
         precision: What it computes in: ``int8``, ``fp32`` …
         bytes_moved: Activations and weights that it reads and writes, where the runtime tells; else 0.
     """
@@ -211,6 +211,27 @@ def zero_feeds(inputs: Sequence[Port], *, batch: int = 1, free: int = 32) -> dic
     return {port.name: np.zeros(sizes(port), port.dtype) for port in inputs}
 
 
+def read_feeds(file: str | Path | None, inputs: Sequence[Port], batch: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Feeds from an ``.npz`` (input name → array), checked; zeros without one.
+
+    Raises:
+        InputError: No such file, or not what the model takes.
+    """
+    import numpy as np
+
+    if file is None:
+        return zero_feeds(inputs, batch=batch)
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            values = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"can't read these inputs: {error}", where=str(file), remedy="write them with numpy.savez, by input name"
+        ) from error
+    check_feeds(inputs, values)
+    return values
+
+
 def run_batched(session: Session, feeds: Feeds) -> list[np.ndarray[Any, Any]]:
     """One inference of any batch (N, …), in pieces where the compiled model's batch is fixed.
 
@@ -347,18 +368,11 @@ def profile_job(artifact: str, target: dict[str, Any], feeds: str | None = None)
     Raises:
         UnavailableError: This machine is not the target's device, so its times would not be the device's.
     """
-    import numpy as np
-
     aim = Target.model_validate(target)
     if lacking := lacks(aim):
         raise UnavailableError(
             f"can't profile for {aim.name} here, because {lacking}", remedy="profile on the device itself"
         )
     backend = load(aim.backend)
-    if feeds is None:
-        inputs = backend.open_model(Path(artifact), aim).inputs
-        values = zero_feeds(inputs, batch=aim.run.batch)
-    else:
-        with np.load(feeds, allow_pickle=False) as file:
-            values = {name: file[name] for name in file.files}
+    values = read_feeds(feeds, backend.open_model(Path(artifact), aim).inputs, aim.run.batch)
     return [asdict(layer) for layer in backend.profile(Path(artifact), aim, values)]

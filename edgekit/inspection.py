@@ -1,0 +1,216 @@
+"""What is in a model file, what it computes in, and where its time goes: ``edgekit inspect``."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from edgekit import backends, child
+from edgekit.backends import LayerPrecision, LayerTime
+from edgekit.errors import InputError
+from edgekit.explain import by_operator, explain
+from edgekit.store import sha256_file
+from edgekit.target import Device, Run, Target, load_target
+
+BACKENDS = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".xml": "openvino", ".engine": "tensorrt"}
+TIMED_S, WARM_UP = 0.5, 5  # of the stop-watch beside the profiler
+
+
+def inspect(
+    artifact: Path, *, target: str | None = None, profile: bool = False, feeds: Path | None = None
+) -> dict[str, Any]:
+    """Describe a model file or compiled artifact, JSON-ready.
+
+    Args:
+        artifact: ``.pt2``, ``.onnx``, ``.ort``, ``.xml`` or ``.engine``.
+        target: The target it is for; by default one thread on this machine, with the runtime of the file's kind.
+        profile: Also run it and tell the time by operator and layer, and why it is slow.
+        feeds: An ``.npz`` with an array for each input; by default zeros.
+
+    Returns:
+        ``path``, ``kind``, ``size_bytes``, ``sha256``, ``inputs``, ``outputs``, and for what a runtime reads
+        ``macs``, ``int8_macs_share``, ``conversions``, ``layers``; with ``profile`` also ``wall_ms``,
+        ``operators``, ``times`` and ``findings``.
+
+    Raises:
+        InputError: Not a model. UnavailableError: Its runtime or device is not here.
+    """
+    if not artifact.is_file():
+        raise InputError("no such file", where=str(artifact), remedy="give the path of a model file")
+    report = {
+        "path": str(artifact),
+        "kind": artifact.suffix.lstrip("."),
+        "size_bytes": sum(file.stat().st_size for file in _files(artifact)),
+        "sha256": sha256_file(artifact),
+    }
+    if artifact.suffix == ".pt2":
+        return {**report, **child.call("edgekit.inspection:pt2_job", model=str(artifact))}
+    aim = load_target(target) if target else this_machine(_backend_of(artifact))
+    settings = aim.model_dump(mode="json")
+    report |= child.call("edgekit.inspection:ports_job", artifact=str(artifact), target=settings)
+    rows = child.call("edgekit.backends:layers_job", artifact=str(artifact), target=settings)
+    layers = [LayerPrecision(**row) for row in rows]
+    report |= {
+        "target": aim.name,
+        "backend": aim.backend,
+        "macs": sum(layer.macs for layer in layers),
+        "int8_macs_share": backends.int8_macs_share(layers),
+        "conversions": backends.conversions(layers),
+        "layers": rows,
+    }
+    return {**report, **_profiled(artifact, aim, layers, feeds)} if profile else report
+
+
+def _profiled(artifact: Path, target: Target, layers: list[LayerPrecision], feeds: Path | None) -> dict[str, Any]:
+    settings = target.model_dump(mode="json")
+
+    def job(function: str, settings: dict[str, Any]) -> Any:
+        return child.call(function, artifact=str(artifact), target=settings, feeds=str(feeds) if feeds else None)
+
+    rows = job("edgekit.backends:profile_job", settings)
+    times = [LayerTime(**row) for row in rows]
+    wall = job("edgekit.inspection:time_job", settings)
+    alone = None
+    if target.run.threads > 1:
+        alone = job("edgekit.inspection:time_job", {**settings, "run": {**settings["run"], "threads": 1}})
+    total = sum(layer.milliseconds for layer in times) or 1.0
+    return {
+        "wall_ms": wall,
+        "operators": [
+            {"operator": operator, "count": count, "milliseconds": ms, "share": ms / total}
+            for operator, count, ms in by_operator(times)
+        ],
+        "times": rows,
+        "findings": explain(layers, times, target, wall_ms=wall, single_thread_ms=alone),
+    }
+
+
+def this_machine(backend: str) -> Target:
+    """One thread on this machine with that runtime, its options as they come."""
+    return Target(
+        name="this machine",
+        title="this machine",
+        source="measured",
+        backend=backend,
+        device=Device(arch=platform.machine()),
+        run=Run(threads=1),
+    )
+
+
+def _backend_of(artifact: Path) -> str:
+    if artifact.suffix not in BACKENDS:
+        raise InputError(
+            f"no runtime reads '{artifact.suffix or artifact.name}' files",
+            where=str(artifact),
+            remedy=f"give a file that ends in .pt2, {', '.join(BACKENDS)}",
+        )
+    return BACKENDS[artifact.suffix]
+
+
+def _files(artifact: Path) -> list[Path]:
+    """The artifact and the files of its weights beside it."""
+    beside = [artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else sorted(artifact.parent.glob("*.data"))
+    return [artifact, *(file for file in beside if file.is_file())]
+
+
+def ports_job(artifact: str, target: dict[str, Any]) -> dict[str, Any]:
+    """Inputs and outputs of a loaded artifact."""
+    aim = Target.model_validate(target)
+    session = backends.load(aim.backend).open_model(Path(artifact), aim)
+    return {
+        side: [{"name": port.name, "dtype": port.dtype, "shape": list(port.shape)} for port in ports]
+        for side, ports in (("inputs", session.inputs), ("outputs", session.outputs))
+    }
+
+
+def time_job(artifact: str, target: dict[str, Any], feeds: str | None = None) -> float:
+    """Median milliseconds of one inference: a stop-watch for :func:`explain`, not a benchmark."""
+    import statistics
+
+    aim = Target.model_validate(target)
+    session = backends.load(aim.backend).open_model(Path(artifact), aim)
+    values = backends.read_feeds(feeds, session.inputs, aim.run.batch)
+    for _ in range(WARM_UP):
+        session.run(values)
+    spans: list[int] = []
+    deadline = time.monotonic() + TIMED_S
+    while len(spans) < WARM_UP or time.monotonic() < deadline:
+        start = time.perf_counter_ns()
+        session.run(values)
+        spans.append(time.perf_counter_ns() - start)
+    return statistics.median(spans) / 1e6
+
+
+def pt2_job(model: str) -> dict[str, Any]:
+    """Inputs, outputs, parameters and operators of an exported program."""
+    from collections import Counter
+
+    from edgekit import exported
+
+    module = exported.load(model)
+    facts = exported.signature(module)
+    nodes = exported.program(module).graph.nodes
+    return {
+        "inputs": [
+            {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+            for name, value in facts.example.items()
+        ],
+        "outputs": [{"name": name} for name in facts.outputs],
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "operators": [
+            {"operator": operator, "count": count}
+            for operator, count in Counter(str(n.target) for n in nodes if n.op == "call_function").most_common()
+        ],
+    }
+
+
+def text(report: dict[str, Any], *, top: int = 12) -> str:
+    """The report for a person, in plain text; ``top``: layers and operators listed at most."""
+    lines = [f"{report['path']}: {report['kind']}, {report['size_bytes']:,} bytes, sha256 {report['sha256'][:16]}…"]
+    for side in ("inputs", "outputs"):
+        lines += [f"  {side[:-1]} {port['name']} {_port(port)}".rstrip() for port in report[side]]
+    if "parameters" in report:
+        lines.append(f"  {report['parameters']:,} parameters")
+    if "layers" in report:
+        lines += _layer_lines(report, top)
+    if "findings" in report:
+        lines += _profile_lines(report, top)
+    return "\n".join(lines)
+
+
+def _port(port: dict[str, Any]) -> str:
+    if "shape" not in port:
+        return ""
+    return f"{port['dtype']} ({', '.join('?' if size is None else str(size) for size in port['shape'])})"
+
+
+def _layer_lines(report: dict[str, Any], top: int) -> list[str]:
+    share = report["int8_macs_share"]
+    lines = [f"  {report['macs']:,} multiply-adds, {'none' if share is None else f'{share:.1%}'} of them in integers"]
+    if report["conversions"]:
+        counts = ", ".join(f"{count} {operator}" for operator, count in report["conversions"].items())
+        lines.append(f"  conversions left: {counts}")
+    if share:  # of a float model every layer is float, which needs no list
+        floats = [layer for layer in report["layers"] if layer["macs"] and layer["precision"] not in backends.INTEGER]
+        floats.sort(key=lambda layer: -layer["macs"])
+        lines += [f"  float: {f['name']} ({f['operator']}, {f['macs']:,}): {f['reason']}" for f in floats[:top]]
+        if len(floats) > top:
+            lines.append(f"  … and {len(floats) - top} more in float")
+    return lines
+
+
+def _profile_lines(report: dict[str, Any], top: int) -> list[str]:
+    lines = [f"  {report['wall_ms']:.3f} ms an inference, without the profiler", "  time by operator:"]
+    lines += [
+        f"    {row['share']:6.1%}  {row['milliseconds']:9.4f} ms  {row['count']:4d} x {row['operator']}"
+        for row in report["operators"][:top]
+    ]
+    slowest = sorted(report["times"], key=lambda row: -row["milliseconds"])[:top]
+    lines.append("  slowest layers:")
+    lines += [
+        f"    {row['milliseconds']:9.4f} ms  {row['precision']:6s} {row['operator']} {row['name']}" for row in slowest
+    ]
+    lines += [f"  why: {sentence}" for sentence in report["findings"]] or ["  nothing stands out"]
+    return lines
