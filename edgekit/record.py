@@ -210,7 +210,7 @@ def _facts(shop: Workshop, row: Row) -> dict[str, Any]:
                 {"artifact": onnx.entry.key},
                 "facts.json",
                 "facts",
-                lambda folder, _: child.call("edgekit.onnxcost:cost", model=str(onnx.path)),
+                lambda folder, _: child.call("edgekit.onnxcost:facts_job", model=str(onnx.path)),
             ).entry.meta
         artifact = row.artifact
         if artifact and artifact.form not in ("onnx", "torch"):
