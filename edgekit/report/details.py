@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,7 +111,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         yield name, " ".join(str(item) for item in value)
     elif value is not None:
-        yield name, words.digits(value, 6) if isinstance(value, float) else str(value)
+        yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def environment(results: dict[str, Any], rows: list[Row]) -> Html:
@@ -202,8 +201,3 @@ def _shell(word: str) -> str:
     import shlex
 
     return shlex.quote(word)
-
-
-def pretty(value: Any) -> str:
-    """JSON text for people."""
-    return json.dumps(value, indent=2, ensure_ascii=False)

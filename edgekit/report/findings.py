@@ -8,18 +8,19 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from edgekit.report import words
-from edgekit.report.operators import grown_most
+from edgekit.report.operators import grown_most, kept_float, objects
 from edgekit.report.rows import Row, metric_of, part, rows_of, targets_of, text
 
 # As good as the original, where no limit says otherwise: MLPerf Inference's "99 % of the reference".
 GOOD_SHARE = 0.99
+_TRAINS = ("recover", "finetune")  # such a stage mends what the one before it took: they count as one
 
 
 @dataclass(frozen=True)
 class Finding:
     """One sentence about a row (None: about the run); ``kind`` says whether it is good news."""
 
-    kind: Literal["good", "note", "bad"]
+    kind: Literal["bad", "note", "good"]
     sentence: str
     row: Row | None = None
 
@@ -40,34 +41,28 @@ def summary_sentence(results: dict[str, Any]) -> str:
         results: A record (``edgekit.results/1``); it is made safe to show here.
     """
     tidied = words.tidy(results)
-    rows = rows_of(tidied)
-    found = verdict(tidied, rows)
+    found = verdict(tidied, rows_of(tidied))
     return f"{found.title}. {found.sentence}"
 
 
 def verdict(results: dict[str, Any], rows: list[Row]) -> Verdict:
     """The gate's word and what the run gained, for a tidied record."""
     gate = part(results, "gate")
-    checks = [c for c in gate.get("checks") or [] if isinstance(c, dict)]
+    checks = list(objects(gate.get("checks")))
     gained = _gained(results, rows)
-    if not checks:
-        return Verdict("none", "No limits were set", gained)
-    broken = [c for c in checks if c.get("passed") is False]
-    unsure = [c for c in checks if c.get("passed") is None]
-    if gate.get("passed") is True:
-        return Verdict("pass", f"Gate passed: {_all(len(checks))}", gained)
-    if gate.get("passed") is None:
-        title = f"Gate inconclusive: this run can't prove {len(unsure)} of {_limits(len(checks))}"
-        return Verdict("inconclusive", title, gained)
-    return Verdict("fail", f"Gate failed: {len(broken)} of {_limits(len(checks))} broken", gained)
-
-
-def _all(count: int) -> str:
-    return "the one limit holds" if count == 1 else f"all {count} limits hold"
-
-
-def _limits(count: int) -> str:
-    return "1 limit" if count == 1 else f"{count} limits"
+    limits = "1 limit" if len(checks) == 1 else f"{len(checks)} limits"
+    broken = sum(c.get("passed") is False for c in checks)
+    unsure = sum(c.get("passed") is None for c in checks)
+    if gate.get("passed") is True and checks:
+        return Verdict(
+            "pass", f"Gate passed: {'the limit holds' if len(checks) == 1 else f'all {limits} hold'}", gained
+        )
+    if gate.get("passed") is False:
+        why = f"{broken} of {limits} broken" if broken else "it had nothing to check"
+        return Verdict("fail", f"Gate failed: {why}", gained)
+    if checks:
+        return Verdict("inconclusive", f"Gate inconclusive: this run can't prove {unsure} of {limits}", gained)
+    return Verdict("none", "No limits were set", gained)
 
 
 def _gained(results: dict[str, Any], rows: list[Row]) -> str:
@@ -76,74 +71,170 @@ def _gained(results: dict[str, Any], rows: list[Row]) -> str:
         return gain_sentence(best)
     measured = [row for row in rows if row.measured]
     if not measured:
-        return f"Nothing was measured on this machine ({_statuses(rows)})."
+        counts = {status: sum(r.status == status for r in rows) for status in dict.fromkeys(r.status for r in rows)}
+        states = words.listing([f"{n} {status}" for status, n in counts.items()]) or "no variants"
+        return f"Nothing was measured on this machine ({states})."
     if all(row.reference for row in measured):
         first = measured[0]
         value = words.metric_text(first.metric, first.metric_name)
         return f"Only the original was measured: {value} and {words.milliseconds(first.latency)} on {first.target}."
-    return f"No variant was faster than the original and kept its {metric_of(rows).replace('_', ' ')}."
-
-
-def _statuses(rows: list[Row]) -> str:
-    counts = {status: sum(r.status == status for r in rows) for status in dict.fromkeys(r.status for r in rows)}
-    return words.listing([f"{n} {status}" for status, n in counts.items()]) or "no variants"
+    return f"No variant was measurably faster than the original and kept its {words.plain(metric_of(rows))}."
 
 
 def gain_sentence(row: Row) -> str:
     """``int8 on x86-cpu is 2.03× as fast as the original [1.98, 2.08], at 0.31× its size; …``."""
-    speed = f"{words.times(row.speedup)} as fast as the original"
-    if row.speedup_ci:
-        speed += f" {words.ratio_interval(row.speedup_ci)}"
+    speed = f"{words.times(row.speedup)} as fast as the original {words.ratio_interval(row.speedup_ci)}".rstrip()
     size = f", at {words.times(row.size_ratio)} its size" if row.size_ratio is not None else ""
     metric = ""
     if row.delta is not None:
-        change = f"{words.delta_text(row.delta, row.metric_name)} {words.delta_interval(row.delta_ci, row.metric_name)}"
         value = words.metric_text(row.metric, row.metric_name)
-        metric = f"; {row.metric_name.replace('_', ' ')} {value} ({change.rstrip()})"
+        metric = f"; {words.plain(row.metric_name)} {value} ({_change(row)})"
     return f"{row.label} is {speed}{size}{metric}."
+
+
+def _change(row: Row) -> str:
+    return words.joined(
+        words.delta_text(row.delta, row.metric_name), words.delta_interval(row.delta_ci, row.metric_name)
+    )
 
 
 def kept(results: dict[str, Any], row: Row) -> bool:
     """Whether a row kept the metric: by the recipe's own limits where it has some, else by MLPerf's 99 %."""
-    checks = [c for c in part(results, "gate").get("checks") or [] if isinstance(c, dict)]
+    checks = objects(part(results, "gate").get("checks"))
     mine = [c for c in checks if text(c, "variant") == row.id and "metric" in text(c, "name")]
     if mine:
         return all(c.get("passed") is True for c in mine)
     if row.metric is None or row.delta is None:
         return False
     original = row.metric - row.delta
-    limit = GOOD_SHARE * original
-    return not row.worse or (row.metric >= limit if row.higher_is_better else row.metric <= original / GOOD_SHARE)
+    good = row.metric >= GOOD_SHARE * original if row.higher_is_better else row.metric <= original / GOOD_SHARE
+    return good or not row.worse
 
 
 def headline(results: dict[str, Any], rows: list[Row], target: str | None = None) -> Row | None:
     """The row with the greatest proven speed-up among those that kept the metric."""
     good = [r for r in rows if r.measured and not r.reference and r.faster and kept(results, r)]
-    good = [r for r in good if target in (None, r.target)]
-    return max(good, key=lambda r: r.speedup or 0.0, default=None)
+    return max((r for r in good if target in (None, r.target)), key=lambda r: r.speedup or 0.0, default=None)
+
+
+# ── what a reader must not miss ───────────────────────────────────────────────────────────
 
 
 def findings(results: dict[str, Any], rows: list[Row]) -> list[Finding]:
-    """Everything a reader must not miss, worst first within each target."""
-    order = {"bad": 0, "note": 1, "good": 2}
-    found: list[Finding] = []
+    """Everything a reader must not miss: bad news first, then notes, then what else was gained."""
+    found = [*_failed(rows), *_worse(rows)]
+    best = headline(results, rows)
     for target in targets_of(rows):
         mine = [row for row in rows if row.target == target]
-        found += sorted(_about_target(results, mine, target), key=lambda f: order[f.kind])
-    return found
+        found += [*_speed(mine), *_against_unpruned(mine), *_size(mine), *_not_run(mine, target)]
+        other = headline(results, rows, target)
+        if other is not None and best is not None and other.target != best.target:
+            found.append(Finding("good", gain_sentence(other), other))
+    order = {"bad": 0, "note": 1, "good": 2}
+    return sorted(found, key=lambda f: order[f.kind])
 
 
-def _about_target(results: dict[str, Any], rows: list[Row], target: str) -> Iterator[Finding]:
-    reference = next((r for r in rows if r.reference), None)
-    if best := headline(results, rows, target):
-        yield Finding("good", gain_sentence(best), best)
+def _failed(rows: list[Row]) -> Iterator[Finding]:
     for row in rows:
         if row.status == "failed":
             yield Finding("bad", f"{row.label} failed: {row.reason or 'no reason was recorded'}", row)
-        elif row.status == "ok" and not row.reference:
-            yield from _about_row(row, reference)
-            yield from _against_unpruned(row, rows)
-    yield from _not_run(rows, target)
+
+
+def _worse(rows: list[Row]) -> Iterator[Finding]:
+    """Variants whose loss is proven; one sentence for all targets on which it is the same loss."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.worse and not row.reference:
+            groups.setdefault((row.variant, _change(row)), []).append(row)
+    for (variant, change), mine in groups.items():
+        where = words.listing([words.short(row.target, 40) for row in mine])
+        metric = words.plain(mine[0].metric_name)
+        sentence = (
+            f"{words.short(variant, 40)} on {where} is worse than the original: {metric} {change}{_lost_at(mine[0])}."
+        )
+        yield Finding("bad", sentence, mine[0])
+
+
+def _lost_at(row: Row) -> str:
+    """The stage at which most of the metric went, where the stages tell; training counts to what it mends."""
+    known = [stage for stage in row.stages if stage.metric is not None]
+    lost: dict[str, float] = {}
+    for before, after in pairwise(known):
+        name = f"{before.name} and {after.name}" if after.name in _TRAINS else after.name
+        change = (after.metric or 0.0) - (before.metric or 0.0)
+        lost[name] = change + (lost.pop(before.name, 0.0) if after.name in _TRAINS else 0.0)
+    sign = 1 if row.higher_is_better else -1
+    name, change = min(lost.items(), key=lambda item: sign * item[1], default=("", 0.0))
+    if sign * change >= 0:
+        return ""
+    at = "stages" if " and " in name else "stage"
+    return f", most of it at the {at} {name} ({words.delta_text(change, row.metric_name)})"
+
+
+def _speed(rows: list[Row]) -> Iterator[Finding]:
+    """Rows that are not faster than the original, and why."""
+    reference = next((row for row in rows if row.reference), None)
+    for row in rows:
+        if row.measured and not row.reference and row.speedup is not None and row.faster is not True:
+            reasons = row.explain or tuple(_why(row, reference))
+            sentence = f"{_not_faster(row)}. {' '.join(reasons)}".rstrip()
+            yield Finding("bad" if row.faster is False else "note", sentence, row)
+
+
+def _not_faster(row: Row) -> str:
+    speed = words.joined(words.times(row.speedup), words.ratio_interval(row.speedup_ci))
+    if row.faster is False:
+        return f"{row.label} is slower than the original: {speed} as fast"
+    smallest = row.measurement.get("mde")
+    proof = f"; the smallest change it could have proved is {words.percent(smallest)}" if smallest else ""
+    said = text(row.measurement, "verdict").partition(" (")[0]
+    if said.startswith("can't tell"):
+        return f"{row.label}: whether it is faster than the original, this run {said} ({speed} as fast{proof})"
+    return f"{row.label} is not measurably faster than the original: {speed} as fast{proof}"
+
+
+def _why(row: Row, reference: Row | None) -> Iterator[str]:
+    """Causes that the record itself shows, where the measuring stage gave none."""
+    if reference is not None and (grown := grown_most(row.raw, reference.raw)):
+        yield f"Its profile shows where the time went: {grown}."
+    floating = [layer for layer in kept_float(row.raw) if text(layer, "reason")]
+    if row.int8_share is not None and 0 < row.int8_share < 0.9:
+        cause = (
+            f", {words.short(text(floating[0], 'name'))} for one ({text(floating[0], 'reason')})" if floating else ""
+        )
+        yield f"Only {words.share(row.int8_share)} of its multiply-adds run in int8; the rest stays float{cause}."
+    if reference is not None and row.macs and reference.macs and row.macs < 0.95 * reference.macs:
+        ratio = words.times(row.macs / reference.macs)
+        yield (
+            f"It does {ratio} the multiply-adds, but time does not follow them: kernels work on blocks of channels,"
+            " and widths that do not fill a block leave lanes idle."
+        )
+    if reference is not None and reference.latency is not None and reference.latency < 0.05:
+        yield "At under 50 µs, the fixed cost of a call is much of the time, and no compression takes that away."
+
+
+def _against_unpruned(rows: list[Row]) -> Iterator[Finding]:
+    """Rows that pruning made slower: the same route without it is proven faster."""
+    for row in rows:
+        route = {stage.name for stage in row.stages}
+        if "prune" not in route or row.speedup_ci is None:
+            continue
+        for other in rows:
+            same = {stage.name for stage in other.stages} == route - {"prune", "recover"}
+            if same and not other.reference and other.speedup_ci and other.speedup_ci[0] > row.speedup_ci[1]:
+                yield Finding(
+                    "bad",
+                    f"{row.label} is slower than {words.short(other.variant, 40)}, which is not pruned"
+                    f" ({words.times(row.speedup)} against {words.times(other.speedup)}): the channel counts that"
+                    " pruning left do not fit this target's kernels.",
+                    row,
+                )
+
+
+def _size(rows: list[Row]) -> Iterator[Finding]:
+    for row in rows:
+        if not row.reference and row.size_ratio is not None and row.size_ratio >= 1:
+            yield Finding("note", f"{row.label} is no smaller than the original ({words.times(row.size_ratio)}).", row)
 
 
 def _not_run(rows: list[Row], target: str) -> Iterator[Finding]:
@@ -152,85 +243,5 @@ def _not_run(rows: list[Row], target: str) -> Iterator[Finding]:
         mine = [row for row in rows if row.status == status]
         for reason in dict.fromkeys(row.reason for row in mine):
             who = words.listing([words.short(r.variant, 40) for r in mine if r.reason == reason], 6)
-            because = reason.removeprefix("not available here, because ")
-            yield Finding(
-                "note", f"{words.short(target, 40)}: {who} {what}, because {because or 'of no stated reason'}"
-            )
-
-
-def _about_row(row: Row, reference: Row | None) -> Iterator[Finding]:
-    metric = row.metric_name.replace("_", " ")
-    if row.worse:
-        change = words.delta_text(row.delta, row.metric_name)
-        bounds = words.delta_interval(row.delta_ci, row.metric_name)
-        lost = "" if row.reference else f"{row.label} is worse than the original: {metric} {change} {bounds}"
-        yield Finding("bad", f"{lost}{_lost_at(row)}.", row)
-    if row.speedup is not None and row.faster is not True:
-        yield Finding("bad" if row.faster is False else "note", _not_faster(row, reference), row)
-    if row.size_ratio is not None and row.size_ratio >= 1:
-        yield Finding("note", f"{row.label} is no smaller than the original ({words.times(row.size_ratio)}).", row)
-
-
-def _lost_at(row: Row) -> str:
-    """The stage at which most of the metric went, where the stages tell."""
-    sign = 1 if row.higher_is_better else -1
-    known = [s for s in row.stages if s.metric is not None]
-    steps = [(after.name, (after.metric or 0.0) - (before.metric or 0.0)) for before, after in pairwise(known)]
-    if not steps:
-        return ""
-    name, change = min(steps, key=lambda step: sign * step[1])
-    if sign * change >= 0:
-        return ""
-    return f"; most of it went at the stage '{name}' ({words.delta_text(change, row.metric_name)})"
-
-
-def _not_faster(row: Row, reference: Row | None) -> str:
-    bounds = words.ratio_interval(row.speedup_ci)
-    if row.faster is False:
-        fact = f"{row.label} is slower than the original: {words.times(row.speedup)} {bounds}".rstrip()
-    elif row.speedup_ci:
-        fact = f"{row.label} is not measurably faster than the original: {words.times(row.speedup)} {bounds} includes 1"
-    else:
-        fact = f"{row.label} ran at {words.times(row.speedup)} the original's speed, with no interval to tell whether"
-        fact += " that is a difference"
-    reasons = row.explain or tuple(_why(row, reference))
-    return f"{fact}. {' '.join(reasons)}".rstrip() if reasons else f"{fact}."
-
-
-def _why(row: Row, reference: Row | None) -> Iterator[str]:
-    """Causes that the record itself shows, said as likely, where the measuring stage gave none."""
-    if reference is not None and (grown := grown_most(row.raw, reference.raw)):
-        yield f"Its profile shows where the time went: {grown}."
-    if row.int8_share is not None and 0 < row.int8_share < 0.9:
-        yield f"Only {words.share(row.int8_share)} of its multiply-adds run in int8; the rest converts back and forth."
-    if reference is not None and row.macs and reference.macs and row.macs < 0.95 * reference.macs:
-        ratio = words.times(row.macs / reference.macs)
-        yield (
-            f"It does {ratio} of the multiply-adds, but time does not follow them: kernels work on blocks of channels,"
-            " and widths that do not fill a block leave lanes idle."
-        )
-
-
-def _against_unpruned(row: Row, rows: list[Row]) -> Iterator[Finding]:
-    """Whether pruning cost speed: the same route without it is proven faster."""
-    if "prune" not in _route(row) or row.speedup_ci is None:
-        return
-    rest = _route(row) - {"prune", "recover"}
-    for other in rows:
-        if (
-            other.speedup_ci
-            and not other.reference
-            and _route(other) == rest
-            and other.speedup_ci[0] > row.speedup_ci[1]
-        ):
-            yield Finding(
-                "bad",
-                f"{row.label} is slower than {words.short(other.variant, 40)}, the same route unpruned"
-                f" ({words.times(row.speedup)} against {words.times(other.speedup)}): the channel counts that pruning"
-                " left do not fit this target's kernels.",
-                row,
-            )
-
-
-def _route(row: Row) -> set[str]:
-    return {stage.name for stage in row.stages}
+            because = words.because(reason) or "no reason was recorded"
+            yield Finding("note", f"{words.short(target, 40)}: {who} {what}: {because}")

@@ -12,16 +12,21 @@ from edgekit.report.rows import columns, metric_of, part, rows_of
 
 MOST_ROWS = 200
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "none": "ℹ️"}
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@:-])")
-_HARMLESS = re.compile(r"[\w.,;/ %×–−·=?'\u202f-]*")
+# Markup, HTML, links, mentions, issue numbers, maths; a colon only where it starts an emoji or an address.
+_SPECIAL = re.compile(r"[\\`*_\[\]<>|~$&@#]|:(?=\S)|(?<=www)\.|^[-+=](?=[\s=+-]|$)|^\d+(?=[.)]\s)")
+_ENTITIES = "<>&@|#:.`~"
 
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is, in a table's cell too: no markup, link, mention or line break."""
-    line = " ".join(text.split())
-    if _HARMLESS.fullmatch(line) and not line.startswith(("-", "=", "_")) and "_" not in line:
-        return line
-    return _SPECIAL.sub(lambda found: f"&#{ord(found[1])};" if found[1] in "<>&@|`:" else f"\\{found[1]}", line)
+    return _SPECIAL.sub(lambda found: _escaped(found[0]), " ".join(text.split()))
+
+
+def _escaped(special: str) -> str:
+    """An entity where a backslash would be shown, or would not help against autolinks; a backslash elsewhere."""
+    if special.isdigit():
+        return f"&#{ord(special[0])};{special[1:]}"
+    return f"&#{ord(special)};" if special in _ENTITIES else f"\\{special}"
 
 
 def table(head: list[str], body: list[list[str]], *, numbers_from: int = 1) -> str:
@@ -59,7 +64,7 @@ def _stages(results: dict[str, Any]) -> list[str]:
     for row in rows:
         after = {stage.name: words.metric_text(stage.metric, metric) for stage in row.stages}
         body.append([row.label, *(after.get(name, "") for name in names)])
-    return [f"### {escape(metric.replace('_', ' ').capitalize())} after each stage", table(["Variant", *names], body)]
+    return [f"### {escape(words.title(metric))} after each stage", table(["Variant", *names], body)]
 
 
 def _environment(results: dict[str, Any]) -> list[str]:

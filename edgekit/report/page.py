@@ -11,10 +11,11 @@ from edgekit.report import charts, words
 from edgekit.report.details import details, environment, repeat
 from edgekit.report.findings import Finding, Verdict, findings, headline, verdict
 from edgekit.report.html import Child, Html, el, group, table
-from edgekit.report.pictures import pictures, stage_pictures, time_pictures
-from edgekit.report.rows import Column, Row, columns, joined, metric_of, part, rows_of, targets_of, text
+from edgekit.report.operators import objects
+from edgekit.report.pictures import pareto, stages, times
+from edgekit.report.rows import Column, Row, columns, metric_of, part, rows_of, targets_of, text
 
-MOST_FINDINGS = 12
+MOST_FINDINGS = 8
 _SIGNS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "none": "•"}
 _KINDS = {"good": ("▲", "Good"), "note": ("●", "Note"), "bad": ("▼", "Mind")}
 _STATUS = {"ok": "✓ measured", "built": "◐ built only", "unavailable": "○ unavailable", "failed": "✕ failed"}
@@ -34,12 +35,12 @@ def page(results: dict[str, Any], folder: Path | None = None) -> str:
         _header(results, rows, found),
         el(
             "main",
+            None if draw else _no_charts(),
+            pareto(rows, draw),
             _findings(findings(results, rows)),
-            _variants(results, rows),
-            _no_charts() if not draw else None,
-            pictures(rows, draw),
-            stage_pictures(rows, draw),
-            time_pictures(rows, draw, folder),
+            _variants(rows),
+            stages(rows, draw),
+            times(rows, draw, folder),
             details(results, rows),
             _gate(results),
             environment(results, rows),
@@ -104,15 +105,16 @@ def _header(results: dict[str, Any], rows: list[Row], found: Verdict) -> Html:
 
 
 def _numbers(row: Row) -> Html:
-    metric = row.metric_name.replace("_", " ") or "metric"
-    change = "" if row.reference else f"{words.delta_text(row.delta, row.metric_name)} "
-    change += "" if row.reference else words.delta_interval(row.delta_ci, row.metric_name)
-    speed = "" if row.reference else joined(words.times(row.speedup), words.ratio_interval(row.speedup_ci)) + " as fast"
-    ratio = "" if row.reference else f"{words.times(row.size_ratio)} the original's"
+    metric = words.plain(row.metric_name)
+    change = words.joined(
+        words.delta_text(row.delta, row.metric_name), words.delta_interval(row.delta_ci, row.metric_name)
+    )
+    speed = words.joined(words.times(row.speedup), words.ratio_interval(row.speedup_ci)) + " as fast"
+    ratio = f"{words.times(row.size_ratio)} the original's"
     cards = [
-        (metric, words.metric_text(row.metric, row.metric_name), change or "the original"),
-        ("latency", words.milliseconds(row.latency), speed or "median, the original"),
-        ("size", words.size(row.size_bytes), ratio or "the original"),
+        (metric, words.metric_text(row.metric, row.metric_name), "the original" if row.reference else change),
+        ("latency", words.milliseconds(row.latency), "median" if row.reference else speed),
+        ("size", words.size(row.size_bytes), "" if row.reference else ratio),
         (
             "peak memory",
             words.size(row.memory),
@@ -135,7 +137,8 @@ def _findings(found: list[Finding]) -> Html | None:
 
     def line(finding: Finding) -> Html:
         sign, word = _KINDS[finding.kind]
-        link = el("a", "more", href=f"#v-{finding.row.number}") if finding.row else None
+        row = finding.row
+        link = el("a", "more", href=f"#v-{row.number}", aria_label=f"more about {row.label}") if row else None
         mark = el("span", el("span", sign, aria_hidden="true"), f" {word}", class_="kind")
         return el("li", mark, el("span", finding.sentence, " ", link), class_=finding.kind)
 
@@ -162,7 +165,7 @@ def _no_charts() -> Html:
 # ── the table of variants ─────────────────────────────────────────────────────────────────
 
 
-def _variants(results: dict[str, Any], rows: list[Row]) -> Html:
+def _variants(rows: list[Row]) -> Html:
     shown = columns(metric_of(rows))
     head = el("tr", [_heading(column) for column in shown])
     body = el("tbody", [_line(row, shown) for row in rows])
@@ -237,7 +240,7 @@ def _name(row: Row) -> Child:
 
 def _status(row: Row) -> Child:
     shown = el("span", _STATUS.get(row.status, row.status), class_=f"status {row.status}")
-    return [shown, el("small", row.reason) if row.reason else None]
+    return [shown, el("small", words.because(row.reason), title=row.reason) if row.reason else None]
 
 
 def _number(row: Row, column: Column) -> Child:
@@ -283,7 +286,7 @@ def _controls(rows: list[Row], shown: list[Column]) -> Html:
 
 
 def _gate(results: dict[str, Any]) -> Html | None:
-    checks = [c for c in part(results, "gate").get("checks") or [] if isinstance(c, dict)]
+    checks = list(objects(part(results, "gate").get("checks")))
     if not checks:
         return None
     says = {True: "✓ holds", False: "✕ broken", None: "? can't tell"}

@@ -76,6 +76,11 @@ class Row:
         return f"{words.short(self.variant, 40)} on {words.short(self.target, 40)}"
 
     @property
+    def measurement(self) -> dict[str, Any]:
+        """What else was measured of it."""
+        return part(self.raw, "measured")
+
+    @property
     def measured(self) -> bool:
         """Whether it ran here and has a latency."""
         return self.status == "ok" and self.latency is not None
@@ -90,7 +95,14 @@ class Row:
 
     @property
     def faster(self) -> bool | None:
-        """Against the reference: True, False (slower), or None where this run can't tell."""
+        """Against the reference: True, False (slower), or None where this run can't tell.
+
+        The measurement's own decision rules where it made one (its exact 99 % interval); the shown
+        95 % interval is for reading, and decides only where there is nothing else.
+        """
+        if self.speedup is not None and "different" in self.measurement:
+            decided = self.measurement["different"] is True and self.measurement.get("trusted") is not False
+            return self.speedup > 1 if decided else None
         if self.speedup_ci is None:
             return None
         return True if self.speedup_ci[0] > 1 else False if self.speedup_ci[1] < 1 else None
@@ -226,14 +238,13 @@ class Column:
 
 def columns(metric: str) -> list[Column]:
     """The columns that a person compares variants by, for a record whose metric has that name."""
-    title = metric.replace("_", " ")
     return [
         Column(key="variant", title="Variant", value=lambda r: r.variant, show=lambda r: r.variant, number=False),
         Column(key="target", title="Target", value=lambda r: r.target, show=lambda r: r.target, number=False),
         Column(key="status", title="Status", value=lambda r: r.status, show=lambda r: r.status, number=False),
         Column(
             key="metric",
-            title=title[:1].upper() + title[1:],
+            title=words.title(metric),
             value=lambda r: r.metric,
             show=lambda r: words.metric_text(r.metric, metric),
             best="high",
@@ -245,7 +256,7 @@ def columns(metric: str) -> list[Column]:
             show=lambda r: (
                 ""
                 if r.reference
-                else joined(words.delta_text(r.delta, metric), words.delta_interval(r.delta_ci, metric))
+                else words.joined(words.delta_text(r.delta, metric), words.delta_interval(r.delta_ci, metric))
             ),
             best="high",
         ),
@@ -256,7 +267,7 @@ def columns(metric: str) -> list[Column]:
             key="speedup",
             title="Speed-up",
             value=lambda r: r.speedup,
-            show=lambda r: joined(words.times(r.speedup), words.ratio_interval(r.speedup_ci)),
+            show=lambda r: words.joined(words.times(r.speedup), words.ratio_interval(r.speedup_ci)),
             best="high",
         ),
         Column(key="size_bytes", title="Size", value=lambda r: r.size_bytes, show=lambda r: words.size(r.size_bytes)),
@@ -268,8 +279,3 @@ def columns(metric: str) -> list[Column]:
         ),
         Column(key="peak_rss_bytes", title="Memory", value=lambda r: r.memory, show=lambda r: words.size(r.memory)),
     ]
-
-
-def joined(value: str, bounds: str) -> str:
-    """A value and its interval, where it has one."""
-    return f"{value} {bounds}".rstrip() if value != words.MISSING else value

@@ -147,6 +147,37 @@ def seconds(value: float | None) -> str:
     return f"{minutes} min {rest} s"
 
 
+def time_unit(longest: float) -> tuple[float, str]:
+    """The factor and unit in which an axis shows times given in milliseconds, up to ``longest``."""
+    if longest < 0.5:
+        return 1000.0, "µs"
+    return (1.0, "ms") if longest < 5000 else (0.001, "s")
+
+
+def size_unit(largest: float) -> tuple[float, str]:
+    """The factor and unit in which an axis shows sizes given in bytes, up to ``largest``."""
+    for factor, unit in ((1e-9, "GB"), (1e-6, "MB"), (1e-3, "kB")):
+        if largest * factor >= 1.5:
+            return factor, unit
+    return 1.0, "bytes"
+
+
+def plain(name: str) -> str:
+    """A metric's name as words."""
+    return name.replace("_", " ") or "metric"
+
+
+def title(name: str) -> str:
+    """A metric's name as a heading."""
+    words = plain(name)
+    return words[:1].upper() + words[1:]
+
+
+def joined(value: str, bounds: str) -> str:
+    """A value and its interval, where it has one."""
+    return value if value == MISSING or not bounds else f"{value} {bounds}"
+
+
 def size(value: float | None) -> str:
     """Bytes in decimal units: ``369 kB``."""
     return MISSING if value is None else _scaled(value, ("B", "kB", "MB", "GB", "TB"))
@@ -177,6 +208,16 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
         step += 1
     text = f"{amount:.0f}" if step == 0 else digits(amount)
     return f"{text} {units[step]}"
+
+
+def percent(value: Any) -> str:
+    """A small share with one decimal: ``2.1 %``."""
+    return f"{value * 100:.1f} %" if isinstance(value, int | float) else MISSING
+
+
+def because(reason: str) -> str:
+    """A reason without the words that its place already says."""
+    return reason.removeprefix("not available here, because ").strip()
 
 
 def listing(words: list[str], most: int = 4) -> str:

@@ -1,0 +1,231 @@
+"""What each stage gave or took, where the time goes, which layers mind int8, and how latency spreads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.report import charts, words
+from edgekit.report.charts import BLUE, GREEN, INK, ORANGE, PURPLE, SERIES, SKY, SOFT, VERMILLION
+from edgekit.report.rows import Row
+
+_DASHES = ([1, 0], [6, 3], [2, 3], [8, 3, 2, 3], [12, 4], [1, 4])
+_LINES = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY)
+
+
+def _names(limit: int = 190) -> Any:
+    import altair as alt
+
+    return alt.Axis(domain=False, ticks=False, labelLimit=limit, title=None, labelColor=INK)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One bar of a waterfall: the metric before and after a stage (before is None: the first)."""
+
+    stage: str
+    before: float | None
+    after: float
+
+    @property
+    def change(self) -> float:
+        """After minus before; 0 for the first."""
+        return 0.0 if self.before is None else self.after - self.before
+
+
+def steps(row: Row) -> list[Step]:
+    """The stages of a row that have a metric after them."""
+    found: list[Step] = []
+    for stage in row.stages:
+        if stage.metric is not None:
+            found.append(Step(stage.name, found[-1].after if found else None, stage.metric))
+    return found
+
+
+def waterfall(row: Row, span: words.Interval, label: str) -> str:
+    """The metric after each stage of one row.
+
+    Args:
+        row: With at least one stage that has a metric.
+        span: Least and greatest metric of all pictures that stand together, so that they compare.
+        label: For screen readers.
+    """
+    import altair as alt
+
+    width, room = 310, 140  # pixels: of the picture, and of the text right of the bars
+    low, high = span
+    wide = (high - low) or abs(high) or 1.0
+    scale = alt.Scale(domain=[low - 0.02 * wide, low + 1.02 * wide * width / (width - room)], nice=False)
+    sign = 1 if row.higher_is_better else -1
+    data = []
+    for number, step in enumerate(steps(row), 1):
+        value = words.metric_text(step.after, row.metric_name)
+        change = f"  {words.delta_text(step.change, row.metric_name)}" if step.change else ""
+        before = step.after if step.before is None else step.before
+        data.append(
+            {
+                "stage": f"{number}. {step.stage}",
+                "from": before,
+                "to": step.after,
+                "edge": max(before, step.after),
+                "kind": "gain" if sign * step.change > 0 else "loss" if sign * step.change < 0 else "same",
+                "label": value + change,
+                "text": f"{words.short(row.variant)}\nafter {step.stage}: {value}{change}",
+            }
+        )
+    colours = alt.Scale(domain=["gain", "loss", "same"], range=[BLUE, VERMILLION, SOFT])
+    colour = alt.Color("kind:N", legend=None, scale=colours)
+    y = alt.Y("stage:N", sort=None, axis=_names())
+    base = alt.Chart(charts.values(data)).encode(y=y)
+
+    def x(field: str) -> Any:
+        return alt.X(f"{field}:Q", scale=scale, axis=None)
+
+    chart = alt.layer(
+        base.mark_bar(height=12).encode(x=x("from"), x2="to:Q", color=colour, description="text:N"),
+        base.mark_tick(thickness=3, size=20).encode(x=x("to"), color=colour, description="text:N"),
+        base.mark_text(align="left", dx=8, fontSize=12, color=INK, aria=False).encode(x=x("edge"), text="label:N"),
+    )
+    return charts.svg(chart.properties(width=width, height=alt.Step(25)), label)
+
+
+def stacked(lines: Sequence[tuple[str, dict[str, float]]], label: str, *, most: int = 6) -> str:
+    """Milliseconds by kind of operator, one bar for each ``(name, {operator: ms})``; small ones as "other"."""
+    import altair as alt
+
+    width = 310
+    greatest: dict[str, float] = {}
+    for _, parts in lines:
+        for kind, spent in parts.items():
+            greatest[kind] = max(greatest.get(kind, 0.0), spent)
+    shown = sorted(greatest, key=lambda kind: -greatest[kind])[:most]
+    longest = max(sum(parts.values()) for _, parts in lines) or 1.0
+    factor, unit = words.time_unit(longest)
+    data = [piece for name, parts in lines for piece in _pieces(name, parts, shown, factor, width / (longest * factor))]
+    colours = alt.Scale(domain=[*shown, "other"], range=[*SERIES[: len(shown)], SOFT])
+    axis = alt.Axis(title=f"Time of one inference, {unit}", tickCount=5)
+    scale = alt.Scale(domain=[0, longest * factor], nice=False)
+    base = alt.Chart(charts.values(data)).encode(y=alt.Y("name:N", sort=None, axis=_names()))
+    chart = alt.layer(
+        base.mark_bar(fillOpacity=0.28, strokeWidth=1.5, height=24).encode(
+            x=alt.X("from:Q", axis=axis, scale=scale),
+            x2="to:Q",
+            color=alt.Color("kind:N", scale=colours, legend=None),
+            stroke=alt.Stroke("kind:N", scale=colours, legend=None),
+            description="text:N",
+        ),
+        base.mark_text(fontSize=11.5, color=INK, aria=False).encode(x="middle:Q", text="label:N"),
+    )
+    return charts.svg(chart.properties(width=width, height=alt.Step(34)), label)
+
+
+def _pieces(name: str, parts: dict[str, float], shown: list[str], factor: float, pixels: float) -> list[dict[str, Any]]:
+    """The segments of one stacked bar; ``pixels`` is the length of one unit."""
+    rest = sum(spent for kind, spent in parts.items() if kind not in shown)
+    bar = [(kind, parts[kind]) for kind in shown if kind in parts] + ([("other", rest)] if rest else [])
+    place, pieces = 0.0, []
+    for kind, spent in bar:
+        end = place + spent * factor
+        fits = charts.LETTER * len(kind) < (end - place) * pixels - 8
+        pieces.append(
+            {
+                "name": words.short(name, 30),
+                "from": place,
+                "to": end,
+                "middle": (place + end) / 2,
+                "kind": kind,
+                "label": kind if fits else "",
+                "text": f"{words.short(name)}\n{words.short(kind)}: {words.milliseconds(spent)}",
+            }
+        )
+        place = end
+    return pieces
+
+
+def bars(items: Sequence[tuple[str, float, str]], title: str, label: str) -> str:
+    """Horizontal bars of ``(name, value, text)``, in the given order."""
+    import altair as alt
+
+    width, room = 240, 64
+    data = [
+        {"name": f"{number}. {words.short(name, 34)}", "value": value, "label": text, "text": f"{name}\n{text}"}
+        for number, (name, value, text) in enumerate(items, 1)
+    ]
+    high = max(0.0, *(value for _, value, _ in items)) or 1.0
+    low = min(0.0, *(value for _, value, _ in items))
+    scale = alt.Scale(domain=[low, high * width / (width - room)], nice=False)
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=title, tickCount=4))
+    base = alt.Chart(charts.values(data)).encode(x=x, y=alt.Y("name:N", sort=None, axis=_names(260)))
+    chart = alt.layer(
+        base.mark_bar(height=14, color=BLUE).encode(description="text:N"),
+        base.mark_text(align="left", dx=6, fontSize=12, color=INK, aria=False).encode(text="label:N"),
+    )
+    return charts.svg(chart.properties(width=width, height=alt.Step(22)), label)
+
+
+def ranges(rows: Sequence[Row], label: str) -> str:
+    """Latency of measured rows of one target: a point at the median, a bar to p90, a line to p99."""
+    import altair as alt
+
+    factor, unit = words.time_unit(max(row.p99 or row.p90 or row.latency or 0.0 for row in rows))
+    data = []
+    for row in rows:
+        median = row.latency or 0.0
+        p90 = row.p90 if row.p90 is not None else median
+        p99 = row.p99 if row.p99 is not None else p90
+        data.append(
+            {
+                "name": words.short(row.variant, 30),
+                "median": median * factor,
+                "p90": p90 * factor,
+                "p99": p99 * factor,
+                "link": f"{charts.ROW_LINK}{row.number}",
+                "text": f"{row.label}\nmedian {words.milliseconds(median)} {words.interval(row.latency_ci)}\n"
+                f"p90 {words.milliseconds(row.p90)}, p99 {words.milliseconds(row.p99)}",
+            }
+        )
+    axis = alt.Axis(title=f"{unit}: point = median, bar to p90, line to p99", tickCount=6)
+    base = alt.Chart(charts.values(data)).encode(y=alt.Y("name:N", sort=None, axis=_names()))
+    chart = alt.layer(
+        base.mark_rule(color=SOFT, aria=False).encode(x=alt.X("median:Q", axis=axis), x2="p99:Q"),
+        base.mark_tick(color=SOFT, thickness=2, size=14, aria=False).encode(x="p99:Q"),
+        base.mark_bar(color=BLUE, height=9, opacity=0.45, aria=False).encode(x="median:Q", x2="p90:Q"),
+        base.mark_point(shape="circle", fill=BLUE, stroke=BLUE, opacity=1, size=90).encode(
+            x="median:Q", href="link:N", description="text:N"
+        ),
+    )
+    return charts.svg(chart.properties(width=300, height=alt.Step(28)), label)
+
+
+def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) -> str:
+    """Share of inferences that took at most so long, one line for each ``(name, [(ms, share)])``.
+
+    At most as many curves as there are dashes: each has its own, beside its colour and its name.
+    """
+    import altair as alt
+
+    shown = curves[: len(_DASHES)]
+    factor, unit = words.time_unit(max(points[-1][0] for _, points in shown))
+    names = [f"{number}. {words.short(name, 28)}" for number, (name, _) in enumerate(shown, 1)]
+    data = [
+        {"name": name, "ms": time * factor, "share": share * 100}
+        for name, (_, points) in zip(names, shown, strict=True)
+        for time, share in points
+    ]
+    domain = alt.Scale(domain=names, range=list(_LINES[: len(names)]))
+    dashes = alt.Scale(domain=names, range=list(_DASHES[: len(names)]))
+    legend = alt.Legend(
+        title=None, orient="bottom", columns=3, labelFontSize=12, labelColor=INK, symbolSize=400, symbolStrokeWidth=2
+    )
+    chart = (
+        alt.Chart(charts.values(data))
+        .mark_line(strokeWidth=2, interpolate="step-after", aria=False)
+        .encode(
+            x=alt.X("ms:Q", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(title=f"Latency, {unit}")),
+            y=alt.Y("share:Q", scale=alt.Scale(domain=[0, 100]), axis=charts.top_title("Inferences done, %")),
+            color=alt.Color("name:N", scale=domain, legend=legend),
+            strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=legend),
+        )
+    )
+    return charts.svg(chart.properties(width=370, height=220), label)
