@@ -169,7 +169,11 @@ def pick_cores(threads: int) -> list[int]:
     def rank(core: int) -> tuple[int, int, int]:
         base = f"sys/devices/system/cpu/cpu{core}"
         siblings = re.findall(r"\d+", read(f"{base}/topology/thread_siblings_list") or str(core))
-        return siblings.index(str(core)) if str(core) in siblings else 0, -(read_int(f"{base}/cpu_capacity") or 0), -core
+        return (
+            siblings.index(str(core)) if str(core) in siblings else 0,
+            -(read_int(f"{base}/cpu_capacity") or 0),
+            -core,
+        )
 
     return sorted(sorted(cores, key=rank)[: max(1, min(threads, len(cores)))])
 
@@ -273,6 +277,16 @@ def energy_counters() -> dict[str, tuple[int, int]]:
         if value is not None and wrap:
             found[read(f"{base}/name") or zone.name] = (value, wrap)
     return found
+
+
+def joules(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> float:
+    """The growth of RAPL's counters, which wrap around; packages only, for the other zones lie inside them."""
+    total = 0
+    for name in before.keys() & after.keys():
+        if name.startswith("package") or not any(n.startswith("package") for n in before):
+            (start, wrap), (end, _) = before[name], after[name]
+            total += end - start if end >= start else end - start + wrap
+    return total / 1e6
 
 
 def _os_name() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import statistics as std
 import time
@@ -139,11 +140,27 @@ def _finished(
     row: Row, track: Track, reference: str, first: bool, seed: int, warned: Sequence[str], samples: Path | None
 ) -> Measured:
     measured = summarize(row.id, track, reference, is_reference=first, seed=seed, warned=warned)
+    if measured.status == "ok":
+        size, shipped = sizes(row.artifact)
+        measured = dataclasses.replace(measured, size_bytes=size, shipped_bytes=shipped)
     if samples is None or not track.answers:
         return measured
     path = samples / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', row.id)}.json"
     store.write_text(path, json.dumps(_raw(row, track)) + "\n")
     return dataclasses.replace(measured, samples={"path": path.name, "sha256": store.sha256_file(path)})
+
+
+def sizes(artifact: Path) -> tuple[int, int]:
+    """Bytes of a model's files on disk, and as zstd sends them over the air."""
+    import zstandard
+
+    beside = (artifact.with_suffix(".bin"), artifact.with_name(artifact.name + ".data"), artifact.with_suffix(".data"))
+    files = [artifact, *(p for p in dict.fromkeys(beside) if p != artifact and p.is_file())]
+    packer, shipped = zstandard.ZstdCompressor(level=9), 0
+    for file in files:
+        with file.open("rb") as source, Path(os.devnull).open("wb") as sink:
+            shipped += packer.copy_stream(source, sink)[1]
+    return sum(file.stat().st_size for file in files), shipped
 
 
 def _raw(row: Row, track: Track) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Measured:
         warnings: In plain words.
         noise: Worst of what disturbed the runs.
         samples: The file with every raw time, {``path``, ``sha256``}.
+        size_bytes: The model's files on disk. shipped_bytes: As sent over the air (zstd).
+        scenarios: Further scenarios, by name (see :mod:`edgekit.measure.scenarios`).
     """
 
     id: str
@@ -66,8 +68,11 @@ class Measured:
     threads: int = 1
     cores: tuple[int, ...] = ()
     samples: dict[str, str] | None = None
+    size_bytes: int | None = None
+    shipped_bytes: int | None = None
+    scenarios: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON (tuples become lists)."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 

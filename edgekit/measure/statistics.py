@@ -37,7 +37,7 @@ class Comparison:
         different: Whether ``ci99`` excludes 1; None where there is none.
         mde: The smallest change that these pairs could have proved, as a fraction (0.02: 2 %); None as above.
         pairs: How many pairs.
-        drift: Whether neighbouring pairs resemble each other more than chance (at 1 %) has it: they are not independent.
+        drift: Whether neighbouring pairs resemble each other more than chance has it (at 1 %): not independent.
     """
 
     ratio: float

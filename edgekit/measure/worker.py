@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import machine
 from edgekit.errors import InputError
 from edgekit.measure import loop
 from edgekit.measure.loop import Effort
@@ -70,6 +71,8 @@ def work(
     session = room.open_model(Path(artifact), profile)
     load_ms = (clock() - start) / 1e6
     inputs = matched(given, session.inputs, profile.run.batch, artifact)
+    if scenario and scenario.get("batch"):
+        inputs = {name: resized(value, int(scenario["batch"])) for name, value in inputs.items()}
     gc.collect()
     gc.disable()
     start = clock()
@@ -91,6 +94,7 @@ def _scenario(
     warm, steady = loop.warm_up(call, clock, effort)
     calls = loop.calls_per_sample(loop.median_ms(warm) * 1e6, loop.resolution(clock))
     watch, late = Watch(), 0
+    energy, start = machine.energy_counters(), time.perf_counter()
     cpu = time.process_time_ns()
     if scenario and scenario["kind"] == "paced":
         interval, count = float(scenario["interval_ms"]), int(scenario["count"])
@@ -99,7 +103,11 @@ def _scenario(
     else:
         samples = loop.block(call, clock, effort, calls)  # type: ignore[assignment]
     cpu = time.process_time_ns() - cpu
+    spent = {}
+    if scenario and scenario.get("energy"):
+        spent = {"energy_j": machine.joules(energy, machine.energy_counters()), "energy_s": time.perf_counter() - start}
     return {
+        **spent,
         "samples_ns": samples,
         "calls": calls,
         "late": late,
@@ -173,6 +181,13 @@ def invented(port: Port, batch: int, where: str) -> Array:
     if dtype.kind in "iub":
         return draw.integers(0, 2, shape).astype(dtype)
     return draw.standard_normal(shape).astype(dtype)
+
+
+def resized(value: Array, batch: int) -> Array:
+    """An input with another batch: its samples over again."""
+    import numpy as np
+
+    return np.ascontiguousarray(np.resize(value, (batch, *value.shape[1:]))) if value.ndim else value
 
 
 def _same(first: list[Array], second: list[Array]) -> dict[str, bool]:

@@ -1,0 +1,143 @@
+"""``edgekit bench`` and ``edgekit.benchmark``: measure model files as they are, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import InputError
+from edgekit.measure.engine import TIMEOUT_S, Row, measure_rows
+from edgekit.measure.lock import machine_lock
+from edgekit.measure.results import Measured
+from edgekit.measure.scenarios import explore, setting
+from edgekit.recipe import MeasureSection
+from edgekit.target import Target, load_target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# What runs a file of that ending, where the target's own runtime does not.
+BACKENDS = {".xml": "openvino", ".ort": "onnxruntime", ".engine": "tensorrt", ".plan": "tensorrt"}
+
+
+def benchmark(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    target: str | Target = "x86-cpu",
+    inputs: str | Path | None = None,
+    budget_s: float = 60.0,
+    pairs: int = 8,
+    max_pairs: int = 40,
+    precision: float = 0.025,
+    scenarios: Sequence[str] = (),
+    samples: str | Path | None = None,
+    seed: int = 0,
+    timeout_s: float = TIMEOUT_S,
+) -> list[Measured]:
+    """Measure models against the first one: fresh processes, interleaved, until the ratios are known well enough.
+
+    Needs the models' runtimes, and neither torch nor onnx.
+
+    Args:
+        paths: Model files (``.onnx``, ``.ort``, ``.xml``, ``.engine`` …), the first is the reference; one may come twice.
+        target: A device profile or its name: threads, batch, and the options of its runtime.
+        inputs: An ``.npz`` with one array for each input; None: random ones by the model's shapes.
+        budget_s: Seconds for all of it at most (scenarios come on top).
+        pairs: Pairs of processes at least. max_pairs: At most.
+        precision: Half-width of a ratio's exact interval at which to stop.
+        scenarios: Further ones of :data:`edgekit.measure.scenarios.SCENARIOS`, for each model.
+        samples: A folder for the raw times.
+        seed: Of the order and the bootstrap.
+        timeout_s: For one process.
+
+    Returns:
+        One :class:`Measured` for each path, in order: times in milliseconds, sizes in bytes, ``ratio`` to the first
+        with its intervals. A model that can't be run is ``failed`` or ``unavailable`` with its reason.
+
+    Raises:
+        InputError: No such file, target, inputs or scenario.
+    """
+    files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files:
+        raise InputError("no model to measure", remedy="give the path of at least one model file")
+    profile = target if isinstance(target, Target) else load_target(target)
+    rows = rows_of(files, profile, Path(inputs) if inputs else None)
+    settings = MeasureSection(pairs=pairs, max_pairs=max(pairs, max_pairs), budget_s=budget_s, precision=precision)
+    place = Path(samples) if samples else None
+    measured = measure_rows(rows, profile, settings, samples=place, seed=seed, timeout_s=timeout_s)
+    if not scenarios:
+        return measured
+    with machine_lock():
+        return [
+            dataclasses.replace(
+                one, scenarios=explore(scenarios, setting(row, profile, timeout_s=timeout_s, base=None))
+            )
+            if one.status == "ok"
+            else one
+            for row, one in zip(rows, measured, strict=True)
+        ]
+
+
+def rows_of(files: Sequence[Path], target: Target, inputs: Path | None) -> list[Row]:
+    """A row for each file, run by the target's runtime or by the one that its ending names.
+
+    Raises:
+        InputError: No such file.
+    """
+    for file in [*files, *([inputs] if inputs else [])]:
+        if not file.is_file():
+            raise InputError("no such file", where=str(file), remedy="check the path")
+    rows: list[Row] = []
+    for file in files:
+        backend = BACKENDS.get(file.suffix.lower(), target.backend)
+        # Options belong to the target's own runtime; another one runs with its defaults.
+        own = target if backend == target.backend else target.model_copy(update={"backend": backend, "options": {}})
+        rows.append(Row(id=_name(file, rows), artifact=file, backend=backend, feeds=inputs, target=own))
+    return rows
+
+
+def _name(file: Path, rows: Sequence[Row]) -> str:
+    """The file's name; with a number behind it where it comes again."""
+    taken = {row.id for row in rows}
+    names = [file.name, str(file), *(f"{file} ({n})" for n in range(2, len(rows) + 3))]
+    return next(name for name in names if name not in taken)
+
+
+def table(measured: Sequence[Measured]) -> Table:
+    """The measurements as a table for a terminal, and each verdict and warning below it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("model", "median ms", "p90", "p99", "first", "memory", "size", "time over the first's"):
+        shown.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=heading != "model")
+    for one in measured:
+        shown.add_row(*(Text(cell) for cell in _cells(one)))
+    lines = [f"{one.id}: {one.verdict or one.reason}" for one in measured]
+    found = [f"{one.id}: {name}: {what}" for one in measured for name, what in one.scenarios.items()]
+    shown.caption = Text("\n".join([*lines, *_warned(measured), *found]))
+    shown.caption_justify = "left"
+    return shown
+
+
+def _warned(measured: Sequence[Measured]) -> list[str]:
+    """Each warning once: with its model's name, unless all have it."""
+    ran = [one for one in measured if one.status == "ok"]
+    lines = [w if all(w in other.warnings for other in ran) else f"{one.id}: {w}" for one in ran for w in one.warnings]
+    return [f"warning: {line}" for line in dict.fromkeys(lines)]
+
+
+def _cells(one: Measured) -> list[str]:
+    if one.latency_ms is None:
+        return [one.id, one.status, "", "", "", "", "", ""]
+    ratio = "the first"
+    if one.ratio_ci95 and one.ratio:
+        ratio = f"{one.ratio:.3f} [{one.ratio_ci95[0]:.3f}, {one.ratio_ci95[1]:.3f}]"
+    times = [f"{one.latency_ms[key]:.3f}" for key in ("median", "p90", "p99")]
+    return [one.id, *times, f"{one.first_inference_ms:.2f}", _mega(one.peak_rss_bytes), _mega(one.size_bytes), ratio]
+
+
+def _mega(value: int | None) -> str:
+    return f"{value / 1e6:.2f} MB" if value is not None else "–"
