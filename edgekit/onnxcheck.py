@@ -160,14 +160,13 @@ def _check_externals(proto: onnx.ModelProto, path: Path) -> None:
         for tensor in sparse:
             if {tensor.values.data_location, tensor.indices.data_location} != {tensor.values.DEFAULT}:
                 raise _wrong(path, "a sparse tensor lies in another file, which no runtime checks", "store it inside")
-    expected = {id(t): _bytes(t) for t in tensors(proto)}
     places: dict[Path, list[External]] = {}
     for tensor in tensors(proto):
         if tensor.data_location == tensor.EXTERNAL:
             place = _external(tensor)
             file = _contained(place, path)
-            if place.length != expected[id(tensor)]:
-                what = f"its shape needs {expected[id(tensor)]} bytes, but {place.length} are named"
+            if place.length != (needed := _bytes(tensor)):
+                what = f"its shape needs {needed} bytes, but {place.length} are named"
                 raise _wrong(f"{path}, tensor {shown(place.tensor)}", what)
             places.setdefault(file, []).append(place)
     for file, within in places.items():
