@@ -168,6 +168,42 @@ def bench(models: tuple[Path, ...], target: str, budget_s: float, as_json: bool)
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--target", help="The target it is for; default: one thread on this machine.")
+@click.option("--profile", is_flag=True, help="Run it: time by operator and layer, and why it is slow.")
+@click.option(
+    "--prune", "ratio", type=float, help="Of a 'model.py:entry': what would go at this ratio, and what stays."
+)
+@JSON
+def inspect(model: str, target: str | None, profile: bool, ratio: float | None, as_json: bool) -> None:
+    """Describe a model file or artifact; or say what pruning 'model.py:entry' would do."""
+    from edgekit import inspection
+
+    path, entry = Path(model), ":" in model and not Path(model).exists()
+    if entry:
+        report, text = inspection.inspect_entry(model, ratio)
+    else:
+        report = inspection.inspect(path, target=target, profile=profile)
+        text = inspection.text(report)
+    return console.out_json(report) if as_json else console.out(text)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="Whose artifact to bundle.")
+@click.option("--variant", help="Default: the fastest that kept the metric.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--zip", "zipped", is_flag=True, help="Write one archive instead.")
+@JSON
+def bundle(folder: Path, target: str, variant: str | None, out: Path, zipped: bool, as_json: bool) -> None:
+    """Make the folder that goes to the device: it runs there with the runtime and numpy alone."""
+    from edgekit import bundle as bundles
+
+    written = bundles.bundle(folder, target, variant, out, zip=zipped)
+    return console.out_json({"bundle": str(written)}) if as_json else console.out(str(written))
+
+
+@cli.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--baseline", type=click.Path(path_type=Path), help="An earlier results.json to compare with.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML.")

@@ -60,10 +60,11 @@ def inspect(
         "conversions": backends.conversions(layers),
         "layers": rows,
     }
-    return {**report, **_profiled(artifact, aim, layers, feeds)} if profile else report
+    return {**report, **profiled(artifact, aim, layers, feeds)} if profile else report
 
 
-def _profiled(artifact: Path, target: Target, layers: list[LayerPrecision], feeds: Path | None) -> dict[str, Any]:
+def profiled(artifact: Path, target: Target, layers: list[LayerPrecision], feeds: Path | None) -> dict[str, Any]:
+    """Time by operator and layer, and what :func:`edgekit.explain.explain` finds; JSON-ready."""
     settings = target.model_dump(mode="json")
 
     def job(function: str, settings: dict[str, Any]) -> Any:

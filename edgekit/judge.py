@@ -26,16 +26,17 @@ def measure(shop: Workshop, rows: list[Row], *, remeasure: bool = False) -> None
         ready = [row for row in group if row.status == "ok"]
         if not ready or not ready[0].route.reference:
             continue  # nothing to compare with: the untouched model itself failed
-        answers = _measured(shop, ready, remeasure)
-        for row, answer in zip(ready, answers, strict=True):
-            row.measured = answer
+        made = _measured(shop, ready, remeasure)
+        feeds = made.entry.path("feeds.npz")
+        for row, answer in zip(ready, _answers(made), strict=True):
+            row.measured, row.feeds = answer, feeds if feeds.is_file() else None
             if answer["status"] != "ok":
                 row.status, row.reason = answer["status"], f"measure: {answer['reason']}"
             for warning in answer["warnings"]:
                 console.warn(f"{row.route.target.name}: {warning}")
 
 
-def _measured(shop: Workshop, rows: list[Row], remeasure: bool) -> list[dict[str, Any]]:
+def _measured(shop: Workshop, rows: list[Row], remeasure: bool) -> Artifact:
     target = rows[0].route.target
     inputs = {
         "artifacts": [row.artifact.entry.key for row in rows if row.artifact],
@@ -60,7 +61,11 @@ def _measured(shop: Workshop, rows: list[Row], remeasure: bool) -> list[dict[str
         )
         return {"rows": [asdict(one) for one in measured]}
 
-    made = shop.make("measure", inputs, "samples", "measurement", work)
+    return shop.make("measure", inputs, "samples", "measurement", work)
+
+
+def _answers(made: Artifact) -> list[dict[str, Any]]:
+    """What was measured, row by row, with the raw times' place in the store."""
     answers: list[dict[str, Any]] = made.entry.meta["rows"]
     for answer in answers:
         if answer.get("samples"):

@@ -42,6 +42,7 @@ class Row:
         stages: The finished artifacts with their stage's name, in order.
         error: What stopped it.
         measured: What the measuring engine said; None where nothing was measured.
+        feeds: The inputs that it was measured on, an ``.npz``.
     """
 
     route: Route
@@ -50,6 +51,7 @@ class Row:
     stages: list[tuple[str, Artifact]] = field(default_factory=list)
     error: EdgekitError | None = None
     measured: dict[str, Any] | None = None
+    feeds: Path | None = None
 
     @property
     def artifact(self) -> Artifact | None:

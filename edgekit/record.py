@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekit
-from edgekit import child, console, evaluate, gate, machine, report, result
+from edgekit import child, console, evaluate, gate, inspection, machine, report, result
+from edgekit.backends import LayerPrecision, conversions, int8_macs_share
 from edgekit.errors import EdgekitError, InputError
 from edgekit.store import sha256_file, sha256_json, write_bytes, write_error
-from edgekit.workshop import Artifact, Workshop
+from edgekit.workshop import ONNX, TORCH, Artifact, Workshop
 
 if TYPE_CHECKING:
     from edgekit.pipeline import Row
@@ -150,7 +151,7 @@ def _row(shop: Workshop, row: Row, rows: list[Row], folder: Path) -> dict[str, A
         "peak_rss_bytes": measured.get("peak_rss_bytes"),
         "measured": _beside(measured, artifact, folder, route.id) if finished else None,
         "scheme": route.target.quantize.model_dump(mode="json") if route.quantize else None,
-        "layers": facts.get("layers", []),
+        **{key: facts[key] for key in ("layers", "conversions", "operators", "explain") if key in facts},
         "reports": {name: _report(made) for name, made in row.stages},
     }
     document["vs_reference"] = _against(shop, row, rows, document, folder) if finished else None
@@ -200,40 +201,44 @@ def _beside(measured: dict[str, Any], artifact: Artifact | None, folder: Path, n
 
 
 def _facts(shop: Workshop, row: Row) -> dict[str, Any]:
-    """Parameters, MACs and, of the compiled graph, the share that runs in int8."""
-    onnx = next((made for _, made in reversed(row.stages) if made.form == "onnx"), None)
+    """Parameters and MACs; of the compiled graph also what its layers compute in and where its time goes."""
+    graphs = {name: made for name, made in row.stages if made.form == ONNX}
+    onnx = graphs.get("simplify") or graphs.get("export") or graphs.get("load")  # scales are no parameters
     facts: dict[str, Any] = {}
     try:
         if onnx:
+            inputs = {"artifact": onnx.entry.key}
             facts = shop.make(
                 "facts",
-                {"artifact": onnx.entry.key},
-                "facts.json",
+                inputs,
+                "facts",
                 "facts",
                 lambda folder, _: child.call("edgekit.onnxcost:facts_job", model=str(onnx.path)),
             ).entry.meta
-        artifact = row.artifact
-        if artifact and artifact.form not in ("onnx", "torch"):
-            target = row.route.target.model_dump(mode="json")
-            made = shop.make(
-                "layers",
-                {"artifact": artifact.entry.key, "target": target},
-                "layers.json",
-                "facts",
-                lambda folder, _: {
-                    "layers": child.call("edgekit.backends:layers_job", artifact=str(artifact.path), target=target)
-                },
-            )
-            layers = made.entry.meta["layers"]
-            facts = {**facts, "layers": layers, "int8_macs_share": _int8_share(layers)}
+        if row.artifact and row.artifact.form not in (ONNX, TORCH):
+            facts = {**facts, **_compiled_facts(shop, row, row.artifact)}
     except EdgekitError as error:
         console.warn(f"{row.route.id}: can't read the compiled graph: {error.problem}")
     return facts
 
 
-def _int8_share(layers: list[dict[str, Any]]) -> float | None:
-    total = sum(layer["macs"] for layer in layers)
-    return sum(layer["macs"] for layer in layers if layer["precision"] == "int8") / total if total else None
+def _compiled_facts(shop: Workshop, row: Row, artifact: Artifact) -> dict[str, Any]:
+    target = row.route.target
+    measured = row.measured is not None and row.status == "ok"
+    inputs = {"artifact": artifact.entry.key, "target": target.model_dump(mode="json"), "profile": measured}
+    if measured:
+        inputs["machine"] = machine.fingerprint()
+
+    def work(folder: Path, _: Path) -> dict[str, Any]:
+        rows = child.call("edgekit.backends:layers_job", artifact=str(artifact.path), target=inputs["target"])
+        layers = [LayerPrecision(**one) for one in rows]
+        facts = {"layers": rows, "int8_macs_share": int8_macs_share(layers), "conversions": conversions(layers)}
+        if measured:
+            profile = inspection.profiled(artifact.path, target, layers, row.feeds)
+            facts |= {"operators": profile["operators"], "explain": profile["findings"]}
+        return facts
+
+    return shop.make("layers", inputs, "layers", "facts", work).entry.meta
 
 
 def _stage(name: str, made: Artifact) -> dict[str, Any]:
