@@ -20,6 +20,13 @@ def _names(limit: int = 190) -> Any:
     return alt.Axis(domain=False, ticks=False, labelLimit=limit, title=None, labelColor=INK)
 
 
+def _legend(**options: Any) -> Any:
+    import altair as alt
+
+    looks = {"labelFontSize": 12, "labelColor": INK, "labelLimit": 130, "symbolType": "square", "offset": 8}
+    return alt.Legend(title=None, orient="bottom", columns=3, **{**looks, **options})
+
+
 @dataclass(frozen=True)
 class Step:
     """One bar of a waterfall: the metric before and after a stage (before is None: the first)."""
@@ -53,7 +60,7 @@ def waterfall(row: Row, span: words.Interval, label: str) -> str:
     """
     import altair as alt
 
-    width, room = 310, 140  # pixels: of the picture, and of the text right of the bars
+    width, room = 350, 140  # pixels: about the bars and their text, and the text alone
     low, high = span
     wide = (high - low) or abs(high) or 1.0
     scale = alt.Scale(domain=[low - 0.02 * wide, low + 1.02 * wide * width / (width - room)], nice=False)
@@ -87,14 +94,14 @@ def waterfall(row: Row, span: words.Interval, label: str) -> str:
         base.mark_tick(thickness=3, size=20).encode(x=x("to"), color=colour, description="text:N"),
         base.mark_text(align="left", dx=8, fontSize=12, color=INK, aria=False).encode(x=x("edge"), text="label:N"),
     )
-    return charts.svg(chart.properties(width=width, height=alt.Step(25)), label)
+    return charts.svg(chart.properties(height=alt.Step(25)), label)
 
 
 def stacked(lines: Sequence[tuple[str, dict[str, float]]], label: str, *, most: int = 6) -> str:
     """Milliseconds by kind of operator, one bar for each ``(name, {operator: ms})``; small ones as "other"."""
     import altair as alt
 
-    width = 310
+    width = 350
     greatest: dict[str, float] = {}
     for _, parts in lines:
         for kind, spent in parts.items():
@@ -111,13 +118,13 @@ def stacked(lines: Sequence[tuple[str, dict[str, float]]], label: str, *, most: 
         base.mark_bar(fillOpacity=0.28, strokeWidth=1.5, height=24).encode(
             x=alt.X("from:Q", axis=axis, scale=scale),
             x2="to:Q",
-            color=alt.Color("kind:N", scale=colours, legend=None),
+            color=alt.Color("kind:N", scale=colours, legend=_legend()),
             stroke=alt.Stroke("kind:N", scale=colours, legend=None),
             description="text:N",
         ),
         base.mark_text(fontSize=11.5, color=INK, aria=False).encode(x="middle:Q", text="label:N"),
     )
-    return charts.svg(chart.properties(width=width, height=alt.Step(34)), label)
+    return charts.svg(chart.properties(height=alt.Step(34)), label)
 
 
 def _pieces(name: str, parts: dict[str, float], shown: list[str], factor: float, pixels: float) -> list[dict[str, Any]]:
@@ -147,7 +154,7 @@ def bars(items: Sequence[tuple[str, float, str]], title: str, label: str) -> str
     """Horizontal bars of ``(name, value, text)``, in the given order."""
     import altair as alt
 
-    width, room = 240, 64
+    width, room = 250, 64
     data = [
         {"name": f"{number}. {words.short(name, 34)}", "value": value, "label": text, "text": f"{name}\n{text}"}
         for number, (name, value, text) in enumerate(items, 1)
@@ -161,7 +168,7 @@ def bars(items: Sequence[tuple[str, float, str]], title: str, label: str) -> str
         base.mark_bar(height=14, color=BLUE).encode(description="text:N"),
         base.mark_text(align="left", dx=6, fontSize=12, color=INK, aria=False).encode(text="label:N"),
     )
-    return charts.svg(chart.properties(width=width, height=alt.Step(22)), label)
+    return charts.svg(chart.properties(height=alt.Step(22)), label)
 
 
 def ranges(rows: Sequence[Row], label: str) -> str:
@@ -195,7 +202,7 @@ def ranges(rows: Sequence[Row], label: str) -> str:
             x="median:Q", href="link:N", description="text:N"
         ),
     )
-    return charts.svg(chart.properties(width=300, height=alt.Step(28)), label)
+    return charts.svg(chart.properties(height=alt.Step(28)), label)
 
 
 def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) -> str:
@@ -215,9 +222,7 @@ def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) 
     ]
     domain = alt.Scale(domain=names, range=list(_LINES[: len(names)]))
     dashes = alt.Scale(domain=names, range=list(_DASHES[: len(names)]))
-    legend = alt.Legend(
-        title=None, orient="bottom", columns=3, labelFontSize=12, labelColor=INK, symbolSize=400, symbolStrokeWidth=2
-    )
+    legend = _legend(symbolType="stroke", symbolSize=400, symbolStrokeWidth=2)
     chart = (
         alt.Chart(charts.values(data))
         .mark_line(strokeWidth=2, interpolate="step-after", aria=False)
@@ -228,4 +233,4 @@ def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) 
             strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=legend),
         )
     )
-    return charts.svg(chart.properties(width=370, height=220), label)
+    return charts.svg(chart.properties(height=220), label)

@@ -17,6 +17,7 @@ INK, SOFT, GRID, PAPER = "#1b1f24", "#57606a", "#d0d7de", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 ROW_LINK = "https://row.invalid/#v-"  # Vega insists on absolute links; cut to the page's own afterwards
+WIDTH = 460  # pixels of a whole picture, so that letters look the same in all
 LETTER = 6.7  # pixels of one letter at the labels' 12 px, on the wide side
 
 
@@ -49,7 +50,8 @@ def svg(chart: Any, label: str) -> str:
 
     colours = {"labelColor": SOFT, "titleColor": INK, "gridColor": GRID, "tickColor": GRID, "domainColor": SOFT}
     styled = (
-        chart.properties(background="transparent", padding={"left": 8, "right": 12, "top": 8, "bottom": 4})
+        chart.properties(width=WIDTH, background="transparent", padding={"left": 8, "right": 12, "top": 8, "bottom": 4})
+        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
         .configure(font="Arial, 'Liberation Sans', Helvetica, sans-serif")
         .configure_view(stroke=None)
         .configure_axis(labelFontSize=12, titleFontSize=12, titleFontWeight=600, labelLimit=190, **colours)

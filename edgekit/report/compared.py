@@ -56,14 +56,22 @@ def _remarks(change: Change, before: Row, after: Row) -> Iterator[str]:
     hashes = [text_of(part(row.raw, "artifact"), "sha256") for row in (before, after)]
     if hashes[0] and hashes[0] == hashes[1]:
         yield "same artifact"
-    if change.speedup_ci and not change.speedup_ci[0] <= 1 <= change.speedup_ci[1]:
+    if change.speedup_ci and _outside(change.speedup_ci, 1.0):
         yield "gained speed" if change.speedup_ci[0] > 1 else "lost speed"
-    if before.reference and change.latency_ci and not change.latency_ci[0] <= 1 <= change.latency_ci[1]:
+    if before.reference and change.latency_ci and _outside(change.latency_ci, 1.0):
         yield "the original's own time moved: another model, runtime or state of the machine"
-    if change.metric_delta and before.metric_ci and after.metric is not None:
-        if not before.metric_ci[0] <= after.metric <= before.metric_ci[1]:
-            better = (change.metric_delta > 0) == after.higher_is_better
-            yield f"{'better' if better else 'worse'} beyond the first run's interval"
+    if (
+        change.metric_delta
+        and before.metric_ci
+        and after.metric is not None
+        and _outside(before.metric_ci, after.metric)
+    ):
+        better = (change.metric_delta > 0) == after.higher_is_better
+        yield f"{'better' if better else 'worse'} beyond the first run's interval"
+
+
+def _outside(bounds: words.Interval, value: float) -> bool:
+    return not bounds[0] <= value <= bounds[1]
 
 
 def text(comparison: Comparison) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from edgekit.report import toml, words
 from edgekit.report.html import Child, Html, el, table
-from edgekit.report.rows import Row, part, targets_of, text
+from edgekit.report.operators import kept_float
+from edgekit.report.rows import Row, number_in, part, targets_of, text
 
 _LABELS = {
     "cpu": "Processor",
@@ -20,6 +21,7 @@ _LABELS = {
     "memory_bytes": "Memory",
 }
 MOST_FACTS = 120
+MOST_LAYERS = 20
 
 
 def details(results: dict[str, Any], rows: list[Row]) -> Html:
@@ -47,7 +49,10 @@ def _detail(row: Row) -> Html:
         ("Metric's interval", _metric_interval(row)),
         ("Artifact", el("code", path) if path else ""),
         ("SHA-256", el("code", text(artifact, "sha256")) if artifact else ""),
-        *((key.replace("_", " ").capitalize(), value) for key, value in _others(row.raw)),
+        ("Load time", words.milliseconds(number_in(row.measurement, "load_ms"))),
+        ("CPU time of one inference", words.milliseconds(number_in(row.measurement, "cpu_ms"))),
+        ("The runtime's own memory", words.size(number_in(row.measurement, "runtime_rss_bytes"))),
+        ("Verdict on speed", "" if row.reference else text(row.measurement, "verdict")),
     ]
     known = [(name, value) for name, value in facts if value and value != words.MISSING]
     stages = table(
@@ -63,6 +68,8 @@ def _detail(row: Row) -> Html:
         el("summary", el("b", words.short(row.variant or row.id, 80)), f" on {words.short(row.target, 60)}"),
         el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in known], class_="facts"),
         stages if row.stages else None,
+        _floating(row),
+        _rest(row.raw),
         id=f"v-{row.number}",
         data_target=row.target,
     )
@@ -86,18 +93,41 @@ def _metric_interval(row: Row) -> str:
     return f"{low} to {high}{samples}"
 
 
+def _floating(row: Row) -> Child:
+    """The costliest layers that stayed float in a quantized row, and why."""
+    layers = kept_float(row.raw)[:MOST_LAYERS] if row.int8_share else []
+    if not layers:
+        return None
+    lines: list[list[Child]] = [
+        [
+            text(e, "name"),
+            text(e, "operator"),
+            text(e, "precision"),
+            words.count(number_in(e, "macs")),
+            text(e, "reason"),
+        ]
+        for e in layers
+    ]
+    caption = "Layers that do not run in int8, the costliest first"
+    return table(caption, ["Layer", "Operator", "Runs in", "Multiply-adds", "Why"], lines, numbers_from=9)
+
+
 # Keys that stand elsewhere on the page; what else a row brings is shown as it is.
 _SHOWN = {
     "id", "variant", "target", "backend", "status", "reason", "stages", "artifact", "size_bytes", "parameters", "macs",
     "int8_macs_share", "metric", "latency_ms", "first_inference_ms", "peak_rss_bytes", "vs_reference", "pareto",
-    "explain", "operators", "sensitivity",
+    "explain", "operators", "sensitivity", "layers",
 }  # fmt: skip
 
 
-def _others(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in raw.items():
-        if key not in _SHOWN and value is not None:
-            yield from list(flat(value, key))[:40]
+def _rest(raw: dict[str, Any]) -> Child:
+    others = {key: value for key, value in raw.items() if key not in _SHOWN}
+    lines: list[list[Child]] = [[name, value] for name, value in flat(others)]
+    return (
+        _fold("More of the record", table("More of the record", ["Key", "Value"], lines[:MOST_FACTS], numbers_from=9))
+        if lines
+        else None
+    )
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -117,7 +147,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def environment(results: dict[str, Any], rows: list[Row]) -> Html:
     """The machine, the versions, and what was not measured and why."""
     facts = list(flat(results.get("environment") or {}))[:MOST_FACTS]
-    lines: list[list[Child]] = [[_LABELS.get(name, name.replace("_", " ")), value] for name, value in facts]
+    lines: list[list[Child]] = [[_LABELS.get(name, _heading(name)), value] for name, value in facts]
     missing = list(_not_measured(results, rows))
     return el(
         "section",
@@ -127,6 +157,12 @@ def environment(results: dict[str, Any], rows: list[Row]) -> Html:
         _warnings(results),
         id="environment",
     )
+
+
+def _heading(name: str) -> str:
+    """``cores.cgroup_limit`` as ``Cores, cgroup limit``."""
+    words_ = name.replace("_", " ").replace(".", ", ")
+    return words_[:1].upper() + words_[1:]
 
 
 def _warnings(results: dict[str, Any]) -> Child:

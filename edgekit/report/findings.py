@@ -89,7 +89,24 @@ def gain_sentence(row: Row) -> str:
     if row.delta is not None:
         value = words.metric_text(row.metric, row.metric_name)
         metric = f"; {words.plain(row.metric_name)} {value} ({_change(row)})"
-    return f"{row.label} is {speed}{size}{metric}."
+    unproven = "" if row.faster else " (seen, not proven)"
+    return f"{row.label} is {speed}{unproven}{size}{metric}."
+
+
+def _doubt(row: Row) -> str:
+    """Why this run can't tell whether a row is faster."""
+    if row.measurement.get("trusted") is False:
+        said = text(row.measurement, "verdict").partition(" (")[0]
+        return said.removeprefix("can't tell, because ") or "the machine's state moved while it was measured"
+    pairs = row.measurement.get("pairs")
+    if row.measurement.get("different") is None and isinstance(pairs, int):
+        return f"{pairs} pairs of runs are too few for a 99 % interval"
+    smallest = row.measurement.get("mde")
+    return (
+        f"the smallest change this run could have proved is {words.percent(smallest)}"
+        if smallest
+        else "the interval holds 1"
+    )
 
 
 def _change(row: Row) -> str:
@@ -112,9 +129,10 @@ def kept(results: dict[str, Any], row: Row) -> bool:
 
 
 def headline(results: dict[str, Any], rows: list[Row], target: str | None = None) -> Row | None:
-    """The row with the greatest proven speed-up among those that kept the metric."""
-    good = [r for r in rows if r.measured and not r.reference and r.faster and kept(results, r)]
-    return max((r for r in good if target in (None, r.target)), key=lambda r: r.speedup or 0.0, default=None)
+    """The row with the greatest speed-up among those that kept the metric; a proven one before one that is not."""
+    mine = [r for r in rows if r.measured and not r.reference and target in (None, r.target)]
+    good = [r for r in mine if (r.faster or (r.faster is None and r.seems_faster)) and kept(results, r)]
+    return max(good, key=lambda r: (r.faster is True, r.speedup or 0.0), default=None)
 
 
 # ── what a reader must not miss ───────────────────────────────────────────────────────────
@@ -172,25 +190,30 @@ def _lost_at(row: Row) -> str:
 
 
 def _speed(rows: list[Row]) -> Iterator[Finding]:
-    """Rows that are not faster than the original, and why."""
+    """Rows that are not faster than the original, and why; those whose gain is seen but not proven, together."""
     reference = next((row for row in rows if row.reference), None)
+    doubted: dict[str, list[Row]] = {}
     for row in rows:
-        if row.measured and not row.reference and row.speedup is not None and row.faster is not True:
-            reasons = row.explain or tuple(_why(row, reference))
-            sentence = f"{_not_faster(row)}. {' '.join(reasons)}".rstrip()
-            yield Finding("bad" if row.faster is False else "note", sentence, row)
+        if not row.measured or row.reference or row.speedup is None or row.faster is True:
+            continue
+        if row.faster is None and row.seems_faster:
+            doubted.setdefault(_doubt(row), []).append(row)
+            continue
+        sentence = f"{_not_faster(row)}. {' '.join(row.explain or tuple(_why(row, reference)))}".rstrip()
+        yield Finding("bad" if row.faster is False else "note", sentence, row)
+    for doubt, mine in doubted.items():
+        who = words.listing([words.short(row.variant, 40) for row in mine])
+        verb = "speed-up is" if len(mine) == 1 else "speed-ups are"
+        yield Finding("note", f"On {words.short(mine[0].target, 40)}, {who}: the {verb} seen but not proven; {doubt}.")
 
 
 def _not_faster(row: Row) -> str:
     speed = words.joined(words.times(row.speedup), words.ratio_interval(row.speedup_ci))
     if row.faster is False:
         return f"{row.label} is slower than the original: {speed} as fast"
-    smallest = row.measurement.get("mde")
-    proof = f"; the smallest change it could have proved is {words.percent(smallest)}" if smallest else ""
-    said = text(row.measurement, "verdict").partition(" (")[0]
-    if said.startswith("can't tell"):
-        return f"{row.label}: whether it is faster than the original, this run {said} ({speed} as fast{proof})"
-    return f"{row.label} is not measurably faster than the original: {speed} as fast{proof}"
+    if row.seems_faster is False:
+        return f"{row.label} seems slower than the original ({speed} as fast), which is not proven: {_doubt(row)}"
+    return f"{row.label} is not measurably faster than the original: {speed} as fast; {_doubt(row)}"
 
 
 def _why(row: Row, reference: Row | None) -> Iterator[str]:
@@ -225,8 +248,8 @@ def _against_unpruned(rows: list[Row]) -> Iterator[Finding]:
                 yield Finding(
                     "bad",
                     f"{row.label} is slower than {words.short(other.variant, 40)}, which is not pruned"
-                    f" ({words.times(row.speedup)} against {words.times(other.speedup)}): the channel counts that"
-                    " pruning left do not fit this target's kernels.",
+                    f" ({words.times(row.speedup)} against {words.times(other.speedup)}). Kernels work on blocks"
+                    " of channels: the counts that pruning left fit them worse.",
                     row,
                 )
 
@@ -243,5 +266,7 @@ def _not_run(rows: list[Row], target: str) -> Iterator[Finding]:
         mine = [row for row in rows if row.status == status]
         for reason in dict.fromkeys(row.reason for row in mine):
             who = words.listing([words.short(r.variant, 40) for r in mine if r.reason == reason], 6)
-            because = words.because(reason) or "no reason was recorded"
+            because = words.because(reason) or (
+                "the device is not here" if status == "built" else "no reason was recorded"
+            )
             yield Finding("note", f"{words.short(target, 40)}: {who} {what}: {because}")

@@ -305,8 +305,12 @@ def _gate(results: dict[str, Any]) -> Html | None:
     head = ["Variant", "Limit on", "Verdict", "Value", "Limit", "In words"]
     broken = sum(c.get("passed") is not True for c in checks)
     summary = f"{len(checks)} checks, {broken} not passed"
-    shown = el("details", el("summary", summary), table("The gate's checks", head, lines), open=broken > 0)
-    return el("section", el("h2", "Gate"), shown, id="gate")
+    shown = el(
+        "details", el("summary", summary), table("The gate's checks", head, lines, numbers_from=9), open=broken > 0
+    )
+    notes = part(results, "gate").get("notes")
+    told = [el("li", str(note)) for note in notes] if isinstance(notes, list) else []
+    return el("section", el("h2", "Gate"), shown, el("ul", told, class_="hint") if told else None, id="gate")
 
 
 def _plain(value: Any) -> str:

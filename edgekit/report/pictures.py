@@ -86,12 +86,13 @@ def stages(rows: list[Row], draw: bool) -> Html | None:
     name = words.title(metric)
     first = [row for row in known if row.target == known[0].target and len(bars.steps(row)) > 1][:MOST_WATERFALLS]
     figures = []
-    if draw and first:
-        values = [step.after for row in first for step in bars.steps(row)]
-        span = (min(values), max(values))
+    values = [step.after for row in first for step in bars.steps(row)]
+    if draw and len(set(values)) > 1:
         for row in first:
             label = f"{name} after each stage of {row.variant}"
-            figures.append(figure(bars.waterfall(row, span, label), el("b", words.short(row.variant, 60))))
+            figures.append(
+                figure(bars.waterfall(row, (min(values), max(values)), label), el("b", words.short(row.variant, 60)))
+            )
     names = list(dict.fromkeys(stage.name for row in known for stage in row.stages))
     lines: list[list[Child]] = []
     for row in known:
@@ -116,19 +117,13 @@ def stages(rows: list[Row], draw: bool) -> Html | None:
 
 def times(rows: list[Row], draw: bool, folder: Path | None = None) -> Html | None:
     """Latency's spread, time by operator, and which layers mind int8, for each target."""
-    figures = []
+    parts = []
     for target in targets_of(rows)[:MOST_TARGETS]:
         mine = [row for row in rows if row.target == target]
-        for found in (
-            _ranges(mine, draw),
-            _spread(mine, draw, folder),
-            _operators(mine, draw),
-            _sensitivity(mine, draw),
-        ):
-            figures += [found] if found else []
-    if not figures:
-        return None
-    return el("section", el("h2", "Where the time goes"), el("div", figures, class_="figures"), id="time")
+        drawn = (_ranges(mine, draw), _spread(mine, draw, folder), _operators(mine, draw), _sensitivity(mine, draw))
+        if figures := [found for found in drawn if found]:
+            parts += [el("h3", words.short(target, 60)), el("div", figures, class_="figures")]
+    return el("section", el("h2", "Where the time goes"), parts, id="time") if parts else None
 
 
 def _ranges(rows: list[Row], draw: bool) -> Html | None:

@@ -103,6 +103,11 @@ class Row:
         if self.speedup is not None and "different" in self.measurement:
             decided = self.measurement["different"] is True and self.measurement.get("trusted") is not False
             return self.speedup > 1 if decided else None
+        return self.seems_faster
+
+    @property
+    def seems_faster(self) -> bool | None:
+        """The same by the shown 95 % interval alone: what is seen, though it may not be proven."""
         if self.speedup_ci is None:
             return None
         return True if self.speedup_ci[0] > 1 else False if self.speedup_ci[1] < 1 else None

@@ -11,7 +11,7 @@ from edgekit.report import charts, words
 from edgekit.report.charts import BLUE, INK, PAPER, SOFT, VERMILLION
 from edgekit.report.rows import Row
 
-WIDTH, HEIGHT = 370, 250
+WIDTH, HEIGHT = 390, 250  # pixels between the axes, about; the picture is a little wider
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
     data = [_data(spot, axis, factor, percent) for spot in found]
     x_frame = Frame.around([v for d in data for v in (d["x"], d["x_low"], d["x_high"])], WIDTH)
     y_frame = Frame.around([v for d in data for v in (d["y"], d["y_low"], d["y_high"])], HEIGHT)
+    if percent > 1:
+        y_frame = replace(y_frame, high=min(y_frame.high, 100.0), low=min(y_frame.low, 99.0))
     x_scale = alt.Scale(domain=[x_frame.low, x_frame.high], type="log" if x_frame.log else "linear", nice=False)
     y_scale = alt.Scale(domain=[y_frame.low, y_frame.high], type="log" if y_frame.log else "linear", nice=False)
     x = alt.X("x:Q", scale=x_scale, axis=alt.Axis(title=f"{axis.name}, {unit}", grid=False, tickCount=6))
@@ -78,7 +80,7 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
         names.mark_text(color=INK, **text),
         *(_points(base, x, y, kind) for kind in ("other", "front", "original")),
     ]
-    return charts.svg(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), label)
+    return charts.svg(alt.layer(*layers).properties(height=HEIGHT), label)
 
 
 def _points(base: Any, x: Any, y: Any, kind: str) -> Any:
@@ -103,8 +105,8 @@ def _data(spot: Spot, axis: Axis, factor: float, percent: float) -> dict[str, An
         "x_low": x_low * factor,
         "x_high": x_high * factor,
         "y": spot.y * percent,
-        "y_low": y_low * percent,
-        "y_high": y_high * percent,
+        "y_low": max(y_low, 0.0) * percent if percent > 1 else y_low,
+        "y_high": min(y_high, 1.0) * percent if percent > 1 else y_high,
         "front": spot.front,
         "kind": "original" if spot.row.reference else "front" if spot.front else "other",
         "link": f"{charts.ROW_LINK}{spot.row.number}",
