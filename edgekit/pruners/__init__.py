@@ -1,1 +1,163 @@
-"""Structured pruning on the exported graph. A file here ranks channels."""
+"""The pruners. A file here is a way to rank channels: ``rank(group) -> scores``, low goes first.
+
+The removal itself is shared: which channels go together is found on the exported graph,
+parameters are sliced, sizes rewritten, and the result is proved against the original with
+the removed channels held at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import rooms
+from edgekit.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model.
+
+    Attributes:
+        model: The smaller module, in evaluation mode; it trains, saves and exports.
+        macs: Multiply-adds of one sample, before and after.
+        parameters: Elements of all parameters, before and after.
+        kept: Layers whose channels all stayed: ``{"layer", "reason"}``.
+        table: One row for each layer: ``layer``, ``kind``, ``channels``, ``macs`` and ``parameters``, each (before, after).
+        parity: The greatest relative difference from the original with the removed channels held at zero.
+        notes: What else is worth knowing.
+    """
+
+    model: nn.Module
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+    kept: tuple[dict[str, str], ...]
+    table: tuple[dict[str, Any], ...]
+    parity: float
+    notes: tuple[str, ...] = field(default=())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model as a ``.pt2`` that :func:`edgekit.load` reads without the user's class."""
+        from edgekit.exported import save
+
+        return save(self.model, path)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ratio: float = 0.3,
+    method: str = "magnitude",
+    scope: str = "local",
+    ratios: Mapping[str, float] | None = None,
+    protect: Iterable[str] = (),
+    target_macs: float | None = None,
+    target_parameters: float | None = None,
+    iterations: int = 1,
+    calibration: Iterable[Any] | None = None,
+) -> Pruned:
+    """Remove channels from a trained model; the model that is passed in is not changed.
+
+    Args:
+        model: A ``torch.nn.Module``, or what an earlier ``prune`` or ``load`` gave.
+        example_inputs: A tensor, tuple or dict, as the model is called with.
+        ratio: Share of the channels of every free group to remove, in [0, 1).
+        method: A member of ``edgekit/pruners`` (``magnitude``, ``l2``, ``bn_scale``, ``lamp``, ``taylor`` …), or the
+            path of a ``.py`` file with ``rank(group) -> scores``.
+        scope: ``local``: the same share of each group; ``global``: the weakest anywhere.
+        ratios: Ratio by layer name (``fnmatch`` patterns).
+        protect: Layers that stay whole (``fnmatch`` patterns).
+        target_macs: A goal instead of a ratio: multiply-adds as a share of the original's.
+        target_parameters: A goal instead of a ratio: parameters as a share of the original's.
+        iterations: Prune in that many steps, ranking anew in each.
+        calibration: Batches ``(inputs, labels)`` for methods that need gradients.
+
+    Raises:
+        InputError: A value out of range, a model that can't be exported, or a goal that can't be reached.
+    """
+    from edgekit.exported import capture
+    from edgekit.pruners._run import pruned
+
+    settings = {
+        "ratio": ratio,
+        "method": method,
+        "scope": scope,
+        "ratios": dict(ratios or {}),
+        "protect": tuple(protect),
+        "target_macs": target_macs,
+        "target_parameters": target_parameters,
+        "iterations": iterations,
+    }
+    _in_range(settings)
+    member = rooms.load("pruners", method)
+    return pruned(capture(model, example_inputs), settings, member, calibration)
+
+
+def prune_job(
+    model: str,
+    settings: dict[str, Any],
+    out: str,
+    calibration: str | None = None,
+    latency: dict[str, Any] | None = None,
+    base: str = "",
+) -> dict[str, Any]:
+    """Prune the ``.pt2`` at ``model`` into ``out``; runs in a child process.
+
+    Args:
+        model: The exported model.
+        settings: The recipe's ``[prune]`` section as JSON.
+        out: Where the pruned ``.pt2`` goes.
+        calibration: A spool of batches, for methods that need gradients.
+        latency: For ``target_speedup``: ``{"target": …, "precision": "fp32" or "int8"}``.
+        base: The recipe's folder, for a method by path.
+    """
+    from edgekit import spool
+    from edgekit.exported import load
+    from edgekit.pruners._run import pruned, report
+
+    _in_range(settings)
+    member = rooms.load("pruners", settings.get("method", "magnitude"), base=Path(base) if base else None)
+    batches = spool.read(calibration) if calibration else None
+    result = pruned(load(model), settings, member, batches, latency)
+    result.save(out)
+    return report(result)
+
+
+def preview(model: nn.Module, example_inputs: Any, ratio: float = 0.3, **settings: Any) -> Pruned:
+    """What would go and what would stay, and why, without training (``edgekit inspect --prune``)."""
+    return prune(model, example_inputs, ratio=ratio, **settings)
+
+
+def _in_range(settings: Mapping[str, Any]) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        InputError: With the value and its range.
+    """
+    for name in ("ratio", *settings.get("ratios", {})):
+        value = settings["ratios"][name] if name in settings.get("ratios", {}) else settings.get(name, 0.0)
+        if not isinstance(value, (int, float)) or not 0 <= value < 1:
+            key = name if name == "ratio" else f"ratios['{name}']"
+            raise InputError(f"{key} is {value!r}; it must be in [0, 1)", remedy="0.3 removes 30 % of the channels")
+    for name in ("target_macs", "target_parameters"):
+        value = settings.get(name)
+        if value is not None and not 0 < value <= 1:
+            raise InputError(
+                f"{name} is {value!r}; it is a share of the original's, in (0, 1]",
+                remedy="0.5 asks for half of the original's",
+            )
+    if settings.get("scope", "local") not in ("local", "global"):
+        raise InputError(f"scope is {settings['scope']!r}", remedy='use "local" or "global"')
+    if settings.get("iterations", 1) < 1:
+        raise InputError(f"iterations is {settings['iterations']!r}", remedy="use 1 or more")
+
+
+def unused(tensor: Tensor) -> bool:
+    """Whether a parameter holds nothing."""
+    return tensor.numel() == 0

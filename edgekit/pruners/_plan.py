@@ -1,0 +1,275 @@
+"""Decides what goes: couples, ranks, bundles and chooses; then rewrites and proves, and puts back what fails."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgekit._graphmodule import Exported
+from edgekit.errors import InputError
+from edgekit.pruners import _macs
+from edgekit.pruners._check import culprit, parity
+from edgekit.pruners._coupling import Analysis, Value, analyse, module_of, shapes_of
+from edgekit.pruners._groups import Group, Rank, axes, bundled, groups, scores
+from edgekit.pruners._ids import Components, components
+from edgekit.pruners._normal import normalise
+from edgekit.pruners._rewrite import Cut, rewrite
+
+TOLERANCE = 1e-4  # greatest relative difference from the masked original that counts as rounding
+ATTEMPTS = 24
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for; see :func:`edgekit.prune`."""
+
+    ratio: float = 0.3
+    scope: str = "local"
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    protect: tuple[str, ...] = ()
+    target_macs: float | None = None
+    target_parameters: float | None = None
+
+
+@dataclass
+class Plan:
+    """A coupled and ranked model: everything that a choice needs.
+
+    Attributes:
+        solved: Ids → bundle of channels that go together; 0 stays.
+        groups: Bundles that compete with each other.
+        importance: float32 (bundles,).
+    """
+
+    analysis: Analysis
+    solved: Components
+    groups: list[Group]
+    importance: Tensor
+    costly: list[Node]
+    batch: int
+
+    def cut(self, gone: Tensor) -> Cut:
+        """The cut that removes these bundles."""
+        return Cut(self.solved, gone)
+
+    def macs(self, cut: Cut | None = None) -> int:
+        """Multiply-adds of one sample."""
+        return _macs.total(self.analysis, self.costly, cut, self.batch)
+
+    def parameters(self, cut: Cut | None = None) -> int:
+        """Elements of all parameters."""
+        return _macs.parameters(self.analysis, cut)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A proved result of one pruning step."""
+
+    module: Exported
+    plan: Plan
+    cut: Cut
+    parity: float
+
+
+def feeds_for(module: Exported) -> list[Any]:
+    """The flat example inputs of an exported module, in the order of its placeholders."""
+    meta = module.meta["edgekit"]
+    return [meta["example"][leaf["name"]] if "name" in leaf else leaf["value"] for leaf in meta["leaves"]]
+
+
+def prune_once(
+    module: Exported, wish: Wish, rank: Rank, gradients: dict[str, Tensor] | None, choose: Any = None
+) -> Outcome:
+    """Prune a copy of an exported module and prove it; what can't be proved is put back.
+
+    Raises:
+        InputError: A goal that can't be reached, or a pattern that names no layer.
+    """
+    import copy
+
+    module = copy.deepcopy(module).eval()
+    feeds = feeds_for(module)
+    shapes = shapes_of(module, feeds)
+    if normalise(module, shapes):
+        shapes = shapes_of(module, feeds)
+    banned: dict[str, str] = {}
+    for _ in range(ATTEMPTS):
+        plan = planned(module, shapes, wish, rank, gradients, banned)
+        cut = plan.cut((choose or chosen)(plan, wish))
+        pruned, nodes = rewrite(module, plan.analysis, cut)
+        try:
+            worst = parity(plan.analysis, cut, nodes, pruned, feeds)
+        except Exception:  # a size that was not rewritten: found and put back below
+            worst = float("inf")
+        if worst <= TOLERANCE:
+            return Outcome(pruned, plan, cut, worst)
+        node, how = culprit(plan.analysis, cut, nodes, pruned, feeds)
+        if node.name in banned:
+            break
+        banned[node.name] = f"it could not be proved at '{node.name}' ({how}) and was put back"
+    whole = Cut(plan.solved, torch.zeros(plan.solved.count, dtype=torch.bool))
+    untouched, _ = rewrite(module, plan.analysis, whole)
+    return Outcome(untouched, plan, whole, 0.0)
+
+
+def planned(
+    module: Exported,
+    shapes: dict[Node, Any],
+    wish: Wish,
+    rank: Rank,
+    gradients: dict[str, Tensor] | None = None,
+    banned: dict[str, str] | None = None,
+) -> Plan:
+    """Couple and rank."""
+    analysis = _coupled(module, shapes, banned or {})
+    _protect(analysis, wish.protect)
+    solved = components(analysis.ids)
+    known = axes(analysis, gradients)
+    first = groups(solved, known)
+    even = bundled(solved, scores(solved, first, rank))
+    importance = torch.zeros(even.count)
+    found = groups(even, known)
+    importance = scores(even, found, rank)
+    batch = _batch(module)
+    return Plan(analysis, even, found, importance, _macs.costly(analysis), batch)
+
+
+def _batch(module: Exported) -> int:
+    meta = module.meta["edgekit"]
+    for name, axes_ in meta["dynamic"].items():
+        if 0 in axes_:
+            return int(meta["example"][name].shape[0])
+    return 1
+
+
+def _coupled(module: Exported, shapes: dict[Node, Any], banned: dict[str, str]) -> Analysis:
+    """Couple; where a view divides channels and all of them froze, try another of its new dimensions."""
+    best = analyse(module, shapes, banned=banned)
+    packing: dict[str, int] = {}
+    for choice in (1, 2):
+        solved = components(best.ids)
+        stuck = [name for name, ids in best.splits.items() if not bool((solved.of[ids] != 0).any())]
+        if not stuck:
+            break
+        trial_packing = {**packing, **dict.fromkeys(stuck, choice)}
+        trial = analyse(module, shapes, packing=trial_packing, banned=banned)
+        if _freedom(trial) > _freedom(best):
+            best, packing = trial, trial_packing
+    return best
+
+
+def _freedom(analysis: Analysis) -> int:
+    """How many parameter positions are free."""
+    solved = components(analysis.ids)
+    return sum(
+        int((solved.of[ids] != 0).sum()) for value in analysis.parameters.values() for ids in value.layers.values()
+    )
+
+
+def _protect(analysis: Analysis, patterns: tuple[str, ...]) -> None:
+    names = {str(n.target): n for n in analysis.module.graph.nodes if n.op == "get_attr"}
+    for pattern in patterns:
+        hit = [n for name, n in names.items() if _matches(name, pattern)]
+        if not hit:
+            raise _no_layer("protect", pattern, names)
+        for node in hit:
+            value = analysis.values[node]
+            for ids in value.layers.values() if isinstance(value, Value) else ():
+                analysis.ids.freeze(ids, "you protect it")
+
+
+def _matches(parameter: str, pattern: str) -> bool:
+    """Whether a pattern names a parameter, its layer, or a module around it."""
+    parts = parameter.split(".")
+    return any(fnmatch.fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
+def _no_layer(key: str, pattern: str, names: Any) -> InputError:
+    layers = sorted({name.rpartition(".")[0] for name in names})
+    return InputError(
+        f"{key} names '{pattern}', and no layer is called that",
+        remedy=f"name one of its {len(layers)} layers, for example {', '.join(repr(n) for n in layers[:6])}",
+    )
+
+
+def chosen(plan: Plan, wish: Wish) -> Tensor:
+    """Which bundles go, bool (bundles,)."""
+    whole, goal = _goal(plan, wish)
+    if goal is None:
+        return _at(plan, wish, wish.ratio)
+    low, high = 0.0, 1.0
+    if (least := whole(plan.cut(_at(plan, wish, high)))) > goal:
+        every = whole(None)
+        raise InputError(
+            f"the goal of {goal / every:.3f} of the original can't be reached: at least {least / every:.3f} must stay",
+            remedy="ask for more, or protect fewer layers",
+        )
+    for _ in range(20):
+        middle = (low + high) / 2
+        if whole(plan.cut(_at(plan, wish, middle))) <= goal:
+            high = middle
+        else:
+            low = middle
+    return _at(plan, wish, high)
+
+
+def _goal(plan: Plan, wish: Wish) -> tuple[Any, float | None]:
+    if wish.target_macs is not None:
+        return plan.macs, wish.target_macs * plan.macs()
+    if wish.target_parameters is not None:
+        return plan.parameters, wish.target_parameters * plan.parameters()
+    return None, None
+
+
+def _at(plan: Plan, wish: Wish, ratio: float) -> Tensor:
+    """The weakest ``ratio`` of the channels of each group, or of all; at least the best of each group stays."""
+    gone = torch.zeros(plan.solved.count, dtype=torch.bool)
+    shares = [_share(group, wish, ratio) for group in plan.groups]
+    if wish.scope == "global":
+        free = [g for g, (_, own) in zip(plan.groups, shares, strict=True) if not own]
+        members = torch.cat([_removable(plan, g) for g in free]) if free else torch.empty(0, dtype=torch.long)
+        order = members[plan.importance[members].argsort(stable=True)]
+        total = sum(len(g.members) for g in free)
+        gone[order[: round(ratio * total)]] = True
+    for group, (share, own) in zip(plan.groups, shares, strict=True):
+        if wish.scope == "global" and not own:
+            continue
+        weakest = _removable(plan, group)
+        gone[weakest[: round(share * len(group.members))]] = True
+    return gone
+
+
+def _removable(plan: Plan, group: Group) -> Tensor:
+    """A group's members without the best, weakest first."""
+    return group.members[plan.importance[group.members].argsort(stable=True)][:-1]
+
+
+def _share(group: Group, wish: Wish, ratio: float) -> tuple[float, bool]:
+    """A group's ratio, and whether it is the user's own for one of its layers."""
+    for pattern, own in wish.ratios.items():
+        if any(_matches(f"{layer}.weight", pattern) for layer in group.layers):
+            return own, True
+    return ratio, False
+
+
+def check_patterns(plan: Plan, wish: Wish) -> None:
+    """Refuse patterns in ``ratios`` that name no layer."""
+    names = [str(n.target) for n in plan.analysis.module.graph.nodes if n.op == "get_attr"]
+    for pattern in wish.ratios:
+        if not any(_matches(name, pattern) for name in names):
+            raise _no_layer("ratios", pattern, names)
+
+
+def layer_name(node: Node) -> str:
+    """The user's module that a costly node belongs to: its weight's, else the one it was called in."""
+    for argument in node.args[1:3]:
+        held = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
+        if isinstance(held, Node) and held.op == "get_attr":
+            return str(held.target).rpartition(".")[0]
+    return module_of(node)

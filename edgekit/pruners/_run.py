@@ -1,0 +1,197 @@
+"""One pruning from settings to result: iterations, gradients, the table and what stayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgekit._graphmodule import Exported
+from edgekit.errors import InputError
+from edgekit.pruners import Pruned, _macs
+from edgekit.pruners._coupling import Value
+from edgekit.pruners._plan import Outcome, Wish, layer_name, prune_once
+
+
+def pruned(
+    module: Exported,
+    settings: Mapping[str, Any],
+    member: Any,
+    calibration: Iterable[Any] | None = None,
+    latency: Mapping[str, Any] | None = None,
+) -> Pruned:
+    """Prune an exported module as the settings say."""
+    wish = Wish(**{k: settings[k] for k in Wish.__dataclass_fields__ if k in settings})
+    if hasattr(member, "SCOPE") and "scope" not in settings:
+        wish = Wish(**{**vars(wish), "scope": member.SCOPE})
+    steps = int(settings.get("iterations", 1))
+    current, outcomes = module, []
+    for step in range(steps):
+        gradients = None
+        if getattr(member, "NEEDS_GRADIENTS", False):
+            gradients = _gradients(current, calibration)
+        outcomes.append(prune_once(current, _part(wish, step, steps, outcomes), member.rank, gradients))
+        current = outcomes[-1].module
+    return _result(outcomes)
+
+
+def _part(wish: Wish, step: int, steps: int, done: list[Outcome]) -> Wish:
+    """The share of the whole wish that one of several steps takes on: equal factors."""
+    if steps == 1:
+        return wish
+
+    def ratio(value: float) -> float:
+        return float(1 - (1 - value) ** (1 / steps))
+
+    def goal(value: float | None, measure: str) -> float | None:
+        if value is None:
+            return None
+        first = done[0].plan if done else None
+        so_far = 1.0
+        if first is not None:
+            so_far = getattr(done[-1].plan, measure)(done[-1].cut) / getattr(first, measure)()
+        return float(min(1.0, value ** ((step + 1) / steps) / so_far))
+
+    changed = {
+        "ratio": ratio(wish.ratio),
+        "ratios": {k: ratio(v) for k, v in wish.ratios.items()},
+        "target_macs": goal(wish.target_macs, "macs"),
+        "target_parameters": goal(wish.target_parameters, "parameters"),
+    }
+    return Wish(**{**vars(wish), **changed})
+
+
+def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str, Tensor]:
+    """The loss's gradient in every parameter, summed over the calibration batches.
+
+    The loss is cross-entropy where there are whole-number labels, the mean square error for other labels.
+    """
+    from edgekit.exported import feeds_of, run
+
+    if calibration is None:
+        raise InputError("this method needs data to take gradients on", remedy="give calibration batches with labels")
+    import copy
+
+    twin = copy.deepcopy(module).eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    for inputs, labels in calibration:
+        if labels is None:
+            raise InputError("this method needs labels", remedy="give calibration batches (inputs, labels)")
+        output = run(twin, feeds_of(twin, inputs))[0]
+        target = torch.as_tensor(labels)
+        if target.is_floating_point():
+            loss = torch.nn.functional.mse_loss(output, target.to(output.dtype))
+        else:
+            classes = output if output.dim() == 2 else output.movedim(-1, 1)
+            loss = torch.nn.functional.cross_entropy(classes, target.long())
+        loss.backward()
+    return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+
+
+def _result(outcomes: list[Outcome]) -> Pruned:
+    first, last = outcomes[0].plan, outcomes[-1].plan
+    return Pruned(
+        model=outcomes[-1].module,
+        macs=(first.macs(), last.macs(outcomes[-1].cut)),
+        parameters=(first.parameters(), last.parameters(outcomes[-1].cut)),
+        kept=tuple(_kept(outcomes[-1])),
+        table=tuple(_table(outcomes)),
+        parity=max(o.parity for o in outcomes),
+    )
+
+
+def _kept(outcome: Outcome) -> list[dict[str, str]]:
+    """The layers whose output channels all stayed, and why."""
+    plan, found = outcome.plan, {}
+    for node in plan.costly:
+        value = plan.analysis.values[node]
+        value = value[0] if isinstance(value, list) else value
+        weight = _weight(plan, node)
+        name = layer_name(node)
+        if weight is None or name in found:
+            continue
+        turned = "transpose" in str(node.target)
+        d = 1 if turned and weight.rank > 1 else 0
+        if outcome.cut.kept(weight, d) == weight.shape[d]:
+            ids = weight.layers.get(d)
+            reason = plan.solved.reason(ids) if ids is not None else ""
+            found[name] = reason or ("it has one channel" if ids is None else "the ratio leaves it whole")
+    found.update(_without_rule(outcome))
+    return [{"layer": name, "reason": reason} for name, reason in found.items()]
+
+
+def _without_rule(outcome: Outcome) -> dict[str, str]:
+    return {
+        f"{name.removeprefix('aten.')}": "this operation has no rule; what it touches stays whole"
+        for name in outcome.plan.analysis.unknown
+    }
+
+
+def _weight(plan: Any, node: Any) -> Value | None:
+    for argument in node.args[1:4]:
+        held = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
+        if isinstance(held, torch.fx.Node) and held.op == "get_attr":
+            value = plan.analysis.value(held)
+            if value.rank > 1:
+                return value
+    return None
+
+
+def _table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    """One row for each layer that multiplies: channels, multiply-adds and parameters, before and after."""
+    first, last = outcomes[0], outcomes[-1]
+    before = {row["layer"]: row for row in _rows(first, cut=False)}
+    rows = []
+    for row in _rows(last, cut=True):
+        old = before.get(row["layer"], row)
+        pairs = {key: (old[key], row[key]) for key in ("channels", "macs", "parameters")}
+        rows.append({"layer": row["layer"], "kind": row["kind"], **pairs})
+    return rows
+
+
+def _rows(outcome: Outcome, *, cut: bool) -> list[dict[str, Any]]:
+    plan, rows = outcome.plan, {}
+    shape = outcome.cut.shape if cut else (lambda value: value.shape)
+    for node in plan.costly:
+        name = layer_name(node)
+        value = plan.analysis.values[node]
+        value = value[0] if isinstance(value, list) else value
+        weight = _weight(plan, node)
+        row = rows.setdefault(
+            name,
+            {
+                "layer": name,
+                "kind": str(node.target).removeprefix("aten.").partition(".")[0],
+                "macs": 0,
+                "parameters": 0,
+            },
+        )
+        row["macs"] += _macs.macs_of(plan.analysis, node, shape) // plan.batch
+        if weight is not None:
+            row["parameters"] = max(row["parameters"], _size(shape(weight)))
+        turned = "transpose" in str(node.target)
+        sizes = shape(weight) if weight is not None else shape(value)[-1:]
+        row["channels"] = sizes[1] if turned and len(sizes) > 1 else sizes[0]
+    return list(rows.values())
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def report(result: Pruned) -> dict[str, Any]:
+    """A result as JSON, for the record."""
+    return {
+        "macs": list(result.macs),
+        "parameters": list(result.parameters),
+        "kept": list(result.kept),
+        "table": [{k: list(v) if isinstance(v, tuple) else v for k, v in row.items()} for row in result.table],
+        "parity": result.parity,
+        "notes": list(result.notes),
+    }
