@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,7 @@ DEVICES: dict[str, dict[str, Any]] = {
     "NPU": {"device": "NPU", "static_batch": True},
 }
 KINDS = (".xml", ".onnx")
+COMBINING = ("AUTO", "HETERO", "MULTI", "BATCH")  # devices that choose among others
 WARM_UP, FEWEST_RUNS, MOST_RUNS, PROFILE_S = 5, 20, 200, 5.0  # of profiling
 
 
@@ -47,7 +49,9 @@ class Options(BaseModel):
         inference_precision: What float operators compute in: ``f32``, ``f16``, ``bf16``; ``auto``: the plug-in
             chooses. For CPU and AUTO the default is ``f32``, for a CPU with bf16 runs "fp32" models in bf16 otherwise.
         performance_hint: ``latency``, ``throughput`` or ``none``.
-        static_batch: Compile for ``run.batch`` alone (an NPU needs it).
+        static_batch: The artifact takes ``run.batch`` alone (an NPU needs it).
+        specialize: When a model with a free batch is loaded, compile it for ``run.batch`` (on small models a tenth
+            faster), and for any other batch when one comes.
         cache_dir: Where compiled blobs are kept; empty: none are.
         properties: Further properties by OpenVINO's own names.
     """
@@ -58,6 +62,7 @@ class Options(BaseModel):
     inference_precision: Literal["f32", "f16", "bf16", "auto"] | None = None
     performance_hint: Literal["latency", "throughput", "none"] = "latency"
     static_batch: bool = False
+    specialize: bool = True
     cache_dir: str = ""
     properties: dict[str, str | int | bool] = Field(default_factory=dict)
 
@@ -99,7 +104,7 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
         runtime.save_model(graph, str(out / "model.xml"), compress_to_fp16=False)
     except Exception as error:
         raise _explained(error, model) from error
-    _compiled(out / "model.xml", target, options)
+    _session(out / "model.xml", target, options)  # a device that can't compile it says so now
     return out / "model.xml"
 
 
@@ -111,7 +116,7 @@ def open_model(artifact: Path, target: Target) -> _Session:
     """
     options = options_of(Options, target)
     check_file(artifact, KINDS)
-    return _Session(_compiled(artifact, target, options))
+    return _session(artifact, target, options)
 
 
 def profile(artifact: Path, target: Target, feeds: Feeds) -> list[LayerTime]:
@@ -121,7 +126,7 @@ def profile(artifact: Path, target: Target, feeds: Feeds) -> list[LayerTime]:
     """
     options = options_of(Options, target)
     check_file(artifact, KINDS)
-    session = _Session(_compiled(artifact, target, options, PERF_COUNT=True))
+    session = _session(artifact, target, options, PERF_COUNT=True)
     check_feeds(session.inputs, feeds)
     for _ in range(WARM_UP):
         session.run(feeds)
@@ -140,25 +145,33 @@ def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
         InputError, UnavailableError: As :func:`open_model`.
     """
     session = open_model(artifact, target)
-    session.run(zero_feeds(session.inputs))  # free sizes are known after an inference only
+    session.run(zero_feeds(session.inputs, batch=target.run.batch))  # free sizes are known after an inference only
     return _ov_graph.layer_precisions(_ov_graph.read(session.compiled))
 
 
 class _Session:
-    """A loaded model (see :class:`edgekit.backends.Session`)."""
+    """A loaded model (see :class:`edgekit.backends.Session`), compiled for one batch size and, if need be, for any."""
 
-    __slots__ = ("_infer", "_ports", "compiled", "inputs", "outputs")
+    __slots__ = ("_any", "_batch", "_compile", "_first", "_infer", "_results", "compiled", "inputs", "outputs")
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, free: Any, batch: int | None, compile_free: Callable[[], Any]) -> None:
+        """``free`` has the ports as they are in the file; ``batch`` is what ``compiled`` is made for, None: any."""
         self.compiled = compiled
-        self.inputs = tuple(_port(port) for port in compiled.inputs)
-        self.outputs = tuple(_port(port) for port in compiled.outputs)
+        self.inputs = tuple(_port(port) for port in free.inputs)
+        self.outputs = tuple(_port(port) for port in free.outputs)
         self._infer = compiled.create_infer_request().infer
-        self._ports = tuple(range(len(self.outputs)))
+        self._results = tuple(range(len(self.outputs)))
+        self._first = self.inputs[0].name if batch else ""
+        self._batch = batch
+        self._compile = compile_free
+        self._any: Any = None
 
     def run(self, feeds: Feeds) -> list[np.ndarray[Any, Any]]:
-        results = self._infer(feeds, share_inputs=True)
-        return [results[port] for port in self._ports]
+        infer = self._infer
+        if self._batch and feeds[self._first].shape[0] != self._batch:
+            infer = self._any = self._any or self._compile().create_infer_request().infer
+        found = infer(feeds, share_inputs=True)
+        return [found[port] for port in self._results]
 
 
 def _port(port: Any) -> Port:
@@ -196,20 +209,38 @@ def _properties(target: Target, options: Options) -> dict[str, Any]:
     return {**properties, **options.properties}
 
 
-def _compiled(artifact: Path, target: Target, options: Options, **extra: Any) -> Any:
+def _session(artifact: Path, target: Target, options: Options, **extra: Any) -> _Session:
     core = _runtime().Core()
-    device = options.device.split(":")[0].split(".")[0]
-    if device not in ("AUTO", "HETERO", "MULTI", "BATCH") and options.device not in core.available_devices:
-        found = ", ".join(core.available_devices) or "none"
-        if not any(name.split(".")[0] == device for name in core.available_devices):
-            raise UnavailableError(
-                f"not available here, because OpenVINO finds no device '{options.device}' (found: {found})",
-                remedy=f"install the {device} driver, or run on a machine that has one",
-            )
+    properties = {**_properties(target, options), **extra}
+    _check_device(core, options.device)
     try:
-        return core.compile_model(str(artifact), options.device, {**_properties(target, options), **extra})
+        free = core.read_model(str(artifact))
+        batch = target.run.batch if options.specialize and _has_free_batch(free) else None
+        fixed = free.clone() if batch else free
+        if batch:
+            _fix_batch(fixed, batch)
+        compiled = core.compile_model(fixed, options.device, properties)
     except Exception as error:
         raise _explained(error, artifact) from error
+    return _Session(compiled, free, batch, lambda: core.compile_model(free, options.device, properties))
+
+
+def _check_device(core: Any, device: str) -> None:
+    """Refuse a device that is not here; combining ones (AUTO …) are left to OpenVINO."""
+    found = core.available_devices
+    kind = device.split(":")[0].split(".")[0]
+    known = {name.split(".")[0] for name in found}
+    if kind in COMBINING or device in found or (device == kind and kind in known):
+        return
+    raise UnavailableError(
+        f"not available here, because OpenVINO finds no device '{device}' (found: {', '.join(found) or 'none'})",
+        remedy=f"install the {kind} driver, or run on a machine that has one",
+    )
+
+
+def _has_free_batch(graph: Any) -> bool:
+    shapes = [port.get_partial_shape() for port in graph.inputs]
+    return bool(shapes) and all(len(shape) > 0 and shape[0].is_dynamic for shape in shapes)
 
 
 def _fix_batch(graph: Any, batch: int) -> None:
