@@ -41,7 +41,7 @@ def benchmark(
     Needs the models' runtimes, and neither torch nor onnx.
 
     Args:
-        paths: Model files (``.onnx``, ``.ort``, ``.xml``, ``.engine`` …), the first is the reference; one may come twice.
+        paths: Model files (``.onnx``, ``.ort``, ``.xml``, ``.engine`` …), the first is the reference; one may repeat.
         target: A device profile or its name: threads, batch, and the options of its runtime.
         inputs: An ``.npz`` with one array for each input; None: random ones by the model's shapes.
         budget_s: Seconds for all of it at most (scenarios come on top).
