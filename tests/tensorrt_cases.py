@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorrt_spy
 
+from edgekit.backends import PROOF_MODEL
 from edgekit.errors import EdgekitError
 from edgekit.target import Target
 
@@ -17,11 +20,21 @@ def target(**options: Any) -> Target:
     return Target.model_validate({**document, "options": options})
 
 
-def case(name: str, libraries: str, bindings: str, folder: str, model: str) -> Any:
-    """Run one case; its result is JSON, an error is its kind and text."""
-    world, fake = tensorrt_spy.enter(libraries, bindings)
+def every_case(libraries: str, bindings: str, folder: str) -> dict[str, Any]:
+    """Run every case below in a folder of its own; a result is JSON, an error is its kind and text."""
+    real = tensorrt_spy.load(libraries, bindings)
+    cases = {name.removeprefix("case_"): run for name, run in globals().items() if name.startswith("case_")}
+    return {name: _tried(run, real, Path(folder, name)) for name, run in cases.items()}
+
+
+def _tried(run: Any, real: Any, folder: Path) -> Any:
+    world, fake = tensorrt_spy.enter(real)
+    out, model = folder / "out", folder / "proof.onnx"
+    out.mkdir(parents=True)
+    model.write_bytes(base64.b64decode(PROOF_MODEL))
+    os.environ["EDGEKIT_CACHE_DIR"] = str(folder / "cache")
     try:
-        return globals()[f"case_{name}"](world, fake, Path(folder), Path(model))
+        return run(world, fake, out, model)
     except EdgekitError as error:
         return {"error": type(error).__name__, "text": str(error), "calls": [call.name for call in world.calls]}
 

@@ -242,10 +242,10 @@ class FakeCuda:
     NAMES = ("cudaGetDeviceCount", "cudaGetDeviceProperties", "cudaDriverGetVersion", "cudaStreamCreate", "cudaMalloc")
     NAMES += ("cudaMemcpyAsync", "cudaStreamSynchronize", "cudaFree", "cudaStreamDestroy")
 
-    def __init__(self, capability: tuple[int, int] = (8, 7), count: int = 1) -> None:
+    def __init__(self) -> None:
         self.held: list[Any] = []
         self.copied: list[int] = []
-        self.capability, self.count = capability, count
+        self.capability, self.count = (8, 7), 1
         self.cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
@@ -280,23 +280,26 @@ class FakeCuda:
         return (0,)
 
 
-def enter(
-    libraries: str, bindings: str, capability: tuple[int, int] = (8, 7), count: int = 1
-) -> tuple[World, FakeCuda]:
-    """Load the stand-ins and the real binding, and put the spies in its place."""
+def load(libraries: str, bindings: str) -> Any:
+    """The real binding, loaded over the stand-ins."""
     for library in LIBRARIES:
         (file,) = Path(libraries).glob(f"lib{library}.so.*")
         ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
     if bindings:
         sys.path.insert(0, bindings)
-    import tensorrt_bindings as real
+    import tensorrt_bindings
 
+    return tensorrt_bindings
+
+
+def enter(real: Any) -> tuple[World, FakeCuda]:
+    """Put fresh spies in the place of ``tensorrt``, and a fake GPU in CUDA's."""
     world = World(real)
     world.answers = answers(real, world)
     sys.modules["tensorrt"] = spied_module(world)
     from edgekit.backends import _cuda
 
-    fake = FakeCuda(capability, count)
+    fake = FakeCuda()
     with contextlib.suppress(ImportError):
         from cuda.bindings import runtime
 
@@ -310,7 +313,7 @@ def enter(
 
 def self_check(libraries: str, bindings: str) -> list[str]:
     """The kinds of error that four wrong uses of the API give."""
-    world, _ = enter(libraries, bindings)
+    world, _ = enter(load(libraries, bindings))
     config = Spy("IBuilderConfig", world)
     uses: list[Callable[[], Any]] = [
         lambda: config.set_int8_calibrator(None),

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import tensorrt_spy
 
 from edgekit import child
-from edgekit.backends import PROOF_MODEL
 
 BINDINGS = "EDGEKIT_TENSORRT_BINDINGS"  # folders with an unpacked tensorrt_cu12_bindings or tensorrt_cu13_bindings
 
@@ -43,34 +43,15 @@ def binding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return str(libraries), folder
 
 
-@pytest.fixture(autouse=True)
-def _children_find_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
-@pytest.fixture
-def run(binding: tuple[str, str], tmp_path: Path) -> Any:
-    import base64
-
-    model = tmp_path / "proof.onnx"
-    model.write_bytes(base64.b64decode(PROOF_MODEL))
-    out = tmp_path / "out"
-    out.mkdir()
-
-    def case(name: str) -> Any:
-        libraries, bindings = binding
-        return child.call(
-            "tensorrt_cases:case",
-            name=name,
-            libraries=libraries,
-            bindings=bindings,
-            folder=str(out),
-            model=str(model),
-            env={"EDGEKIT_CACHE_DIR": str(tmp_path / "cache")},
-            timeout_s=60.0,
-        )
-
-    return case
+@pytest.fixture(scope="module")
+def run(binding: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The result of a case in ``tensorrt_cases.py``; all of them run in one child process."""
+    libraries, bindings = binding
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        folder = str(tmp_path_factory.mktemp("cases"))
+        results = child.call("tensorrt_cases:every_case", libraries=libraries, bindings=bindings, folder=folder)
+    return lambda name: results[name]
 
 
 def test_engine_is_strongly_typed_with_profile_limits_and_timing_cache(run: Any) -> None:
@@ -158,9 +139,10 @@ def test_free_sizes_without_a_shape_are_asked_for(run: Any) -> None:
     assert "[options.shapes]" in refused["text"]
 
 
-def test_spy_refuses_what_the_api_lacks(binding: tuple[str, str]) -> None:
+def test_spy_refuses_what_the_api_lacks(binding: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The spies themselves: a wrong name, a wrong type and a missing argument fail."""
     libraries, bindings = binding
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     assert child.call("tensorrt_spy:self_check", libraries=libraries, bindings=bindings) == [
         "AttributeError",
         "AssertionError",
