@@ -215,7 +215,7 @@ def _runner(artifact: Path, backend: str, target: dict[str, Any] | None) -> tupl
     from edgekit import backends
     from edgekit.target import Target
 
-    aim = _plain_target() if backend == "onnx" else Target.model_validate(target)
+    aim = plain_target() if backend == "onnx" else Target.model_validate(target)
     session = backends.load("onnxruntime" if backend == "onnx" else backend).open_model(artifact, aim)
     wanted = {port.name for port in session.inputs}
 
@@ -231,7 +231,7 @@ def _runner(artifact: Path, backend: str, target: dict[str, Any] | None) -> tupl
     return [port.name for port in session.outputs], run
 
 
-def _plain_target() -> Target:
+def plain_target() -> Target:
     """ONNX Runtime on this machine's cores, its optimizations as they come."""
     from edgekit.target import Device, Run, Target
 

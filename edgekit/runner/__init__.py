@@ -1,0 +1,1 @@
+"""The programs that go into a bundle. They stand alone: the device has no edgekit, only the runtime and numpy."""
