@@ -6,6 +6,7 @@ Exit codes: 0 done · 1 the gate says no · 2 the user's input is wrong · 3 a s
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -326,6 +327,9 @@ def main() -> None:
         raise _Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets "?", not a traceback
     try:
         code = cli.main(standalone_mode=False)
     except EdgekitError as error:
@@ -333,11 +337,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = INPUT
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, _Terminated) as stop:
         console.warn("interrupted; the same command goes on where it was")
-        code = 130
-    except _Terminated:
-        code = 143
+        code = 143 if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
