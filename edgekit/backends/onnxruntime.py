@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -277,25 +278,29 @@ def _create(model: Path, settings: Any, providers: list[Any]) -> Any:
 def _explained(error: Exception, model: Path) -> EdgekitError:
     """ONNX Runtime's exception, in the words of the error tree."""
     kind, text = type(error).__name__, str(error).strip()
-    short = text.split("\n")[0][:400]
+    short = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from \S+ failed:)?", "", text).split("\n")[0][:400]
     if "opset" in text and ("guarantees support" in text or "under development" in text):
         return InputError(
             f"the model's operator set is too new for ONNX Runtime {version()}: {short}",
             where=str(model),
             remedy="export with a lower opset, or install a newer onnxruntime",
         )
-    if kind in ("NotImplemented",) or "is not a registered function/op" in text or "No Op registered" in text:
+    if kind == "NotImplemented" or "is not a registered function/op" in text or "No Op registered" in text:
         return UnavailableError(
             f"ONNX Runtime {version()} lacks an operator of this model: {short}",
             where=str(model),
             remedy="replace the operator in the model, use a newer onnxruntime, or drop this target",
         )
-    if kind in ("InvalidProtobuf", "NoSuchFile", "InvalidGraph", "NoModel", "InvalidArgument"):
+    unreadable = ("InvalidProtobuf", "NoSuchFile", "InvalidGraph", "NoModel", "InvalidArgument")
+    if kind in unreadable or "ORT model" in text or "ORT format" in text:
         return InputError(
             f"ONNX Runtime can't read this model: {short}",
             where=str(model),
             remedy="it is damaged or no ONNX model; make it again",
         )
     return StageError(
-        f"ONNX Runtime failed on this model: {short}", where=str(model), remedy="see the details with -v", details=text
+        f"ONNX Runtime failed on this model: {short}",
+        where=str(model),
+        remedy="run again with -v for the whole message, or try another onnxruntime",
+        details=text[-4000:],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,13 +98,13 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
     options = options_of(Options, target)
     check_file(model, (".onnx",))
     runtime = _runtime()
+    graph = _read(runtime.Core(), model)
     try:
-        graph = runtime.Core().read_model(str(model))
         if options.static_batch:
             _fix_batch(graph, target.run.batch)
         runtime.save_model(graph, str(out / "model.xml"), compress_to_fp16=False)
     except Exception as error:
-        raise _explained(error, model) from error
+        raise _failed(error, model) from error
     _session(out / "model.xml", target, options)  # a device that can't compile it says so now
     return out / "model.xml"
 
@@ -213,15 +214,15 @@ def _session(artifact: Path, target: Target, options: Options, **extra: Any) -> 
     core = _runtime().Core()
     properties = {**_properties(target, options), **extra}
     _check_device(core, options.device)
+    free = _read(core, artifact)
     try:
-        free = core.read_model(str(artifact))
         batch = target.run.batch if options.specialize and _has_free_batch(free) else None
         fixed = free.clone() if batch else free
         if batch:
             _fix_batch(fixed, batch)
         compiled = core.compile_model(fixed, options.device, properties)
     except Exception as error:
-        raise _explained(error, artifact) from error
+        raise _failed(error, artifact) from error
     return _Session(compiled, free, batch, lambda: core.compile_model(free, options.device, properties))
 
 
@@ -253,23 +254,40 @@ def _fix_batch(graph: Any, batch: int) -> None:
     graph.reshape(shapes)
 
 
-def _explained(error: Exception, model: Path) -> EdgekitError:
-    """OpenVINO's exception, in the words of the error tree."""
+def _read(core: Any, model: Path) -> Any:
+    """The model's graph; what fails here is the file's fault, or an operator that OpenVINO lacks."""
+    try:
+        return core.read_model(str(model))
+    except Exception as error:
+        text = str(error).strip()
+        lacking = re.search(r"(?:No conversion rule found for operations|Conversion is failed for): (.+)", text)
+        if lacking:
+            raise UnavailableError(
+                f"OpenVINO {version()} lacks an operator of this model: {lacking[1]}",
+                where=str(model),
+                remedy="replace the operator in the model, use a newer openvino, or drop this target",
+                details=text[-4000:],
+            ) from error
+        raise InputError(
+            f"OpenVINO can't read this model: {_short(text)}",
+            where=str(model),
+            remedy="it is damaged or no model, or its .bin is not beside it; make it again",
+            details=text[-4000:],
+        ) from error
+
+
+def _failed(error: Exception, model: Path) -> EdgekitError:
+    """An exception while compiling, in the words of the error tree."""
     text = str(error).strip()
-    lines = [line for line in text.split("\n") if line and not line.startswith(("Exception from", "Check '"))]
-    short = (lines or [text])[0][:400]
-    if "No conversion rule" in text or "OpenVINO does not support the following ONNX operations" in text:
-        return UnavailableError(
-            f"OpenVINO {version()} lacks an operator of this model: {text[-400:]}",
-            where=str(model),
-            remedy="replace the operator in the model, use a newer openvino, or drop this target",
-        )
-    if any(word in text for word in ("parse", "Parse", "read the model", "Unable to", "rt_info", "Incorrect weights")):
-        return InputError(
-            f"OpenVINO can't read this model: {short}",
-            where=str(model),
-            remedy="it is damaged or no model; make it again",
-        )
     return StageError(
-        f"OpenVINO failed on this model: {short}", where=str(model), remedy="see the details with -v", details=text
+        f"OpenVINO failed on this model: {_short(text)}",
+        where=str(model),
+        remedy="run again with -v for the whole message, or try another openvino",
+        details=text[-4000:],
     )
+
+
+def _short(text: str) -> str:
+    """The line that says something, without the places in OpenVINO's source."""
+    lines = [line for line in text.split("\n") if line and not line.startswith(("Exception from", "Check '"))]
+    return (lines or [text])[0][:400]
