@@ -202,6 +202,16 @@ def frequency(info: str | None = None) -> dict[str, float | None]:
     }
 
 
+def core_frequency(cores: list[int]) -> float | None:
+    """Present frequency in MHz, mean over these cores alone: idle ones rest at another; None where it is hidden."""
+    values = [read_int(f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq") for core in cores]
+    known = [value / 1000 for value in values if value is not None]
+    if not known:
+        listed = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", read("proc/cpuinfo") or "", re.MULTILINE)
+        known = [float(listed[core]) for core in cores if core < len(listed)]
+    return sum(known) / len(known) if known else None
+
+
 def _policies() -> list[Path]:
     return sorted((sysroot() / "sys/devices/system/cpu/cpufreq").glob("policy*"))
 

@@ -53,7 +53,8 @@ class Watch:
 
     def __init__(self) -> None:
         self._throttle = machine.throttle_count()
-        self._frequency = machine.frequency()["now"]
+        self._cores = machine.available_cores()  # the worker is pinned: those that it measures on
+        self._frequency = machine.core_frequency(self._cores)
         self._times = machine.cpu_times()
         self._waited = _waited_ns()
         self._switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
@@ -64,7 +65,7 @@ class Watch:
         wall = max(time.perf_counter() - self._start, 1e-9)
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - self._switches
         waited, times = _waited_ns(), machine.cpu_times()
-        frequency, throttle = machine.frequency()["now"], machine.throttle_count()
+        frequency, throttle = machine.core_frequency(self._cores), machine.throttle_count()
         return Noise(
             steal=_share(self._times, times),
             waited=None if waited is None or self._waited is None else (waited - self._waited) / 1e9 / wall,
