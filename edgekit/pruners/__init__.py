@@ -31,6 +31,7 @@ class Pruned:
         table: One row for each layer: ``layer``, ``kind``, ``channels``, ``macs`` and ``parameters``, each (before, after).
         parity: The greatest relative difference from the original with the removed channels held at zero.
         notes: What else is worth knowing.
+        steps: What was decided in each iteration (for :meth:`origin`).
     """
 
     model: nn.Module
@@ -39,7 +40,14 @@ class Pruned:
     kept: tuple[dict[str, str], ...]
     table: tuple[dict[str, Any], ...]
     parity: float
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    steps: tuple[Any, ...] = field(default=(), repr=False)
+
+    def origin(self) -> dict[str, Tensor]:
+        """Where each parameter's elements stood in the original: int64 of its new shape, flat places."""
+        from edgekit.pruners._run import origin
+
+        return origin(self.steps)
 
     def save(self, path: str | Path) -> Path:
         """Write the model as a ``.pt2`` that :func:`edgekit.load` reads without the user's class."""
@@ -156,8 +164,3 @@ def _in_range(settings: Mapping[str, Any]) -> None:
         raise InputError(f"scope is {settings['scope']!r}", remedy='use "local" or "global"')
     if settings.get("iterations", 1) < 1:
         raise InputError(f"iterations is {settings['iterations']!r}", remedy="use 1 or more")
-
-
-def unused(tensor: Tensor) -> bool:
-    """Whether a parameter holds nothing."""
-    return tensor.numel() == 0

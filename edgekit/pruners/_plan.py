@@ -129,6 +129,7 @@ def planned(
     """Couple and rank."""
     analysis = _coupled(module, shapes, banned or {})
     _protect(analysis, wish.protect)
+    _check_patterns(analysis, wish)
     solved = components(analysis.ids)
     known = axes(analysis, gradients)
     first = groups(solved, known)
@@ -258,9 +259,9 @@ def _share(group: Group, wish: Wish, ratio: float) -> tuple[float, bool]:
     return ratio, False
 
 
-def check_patterns(plan: Plan, wish: Wish) -> None:
+def _check_patterns(analysis: Analysis, wish: Wish) -> None:
     """Refuse patterns in ``ratios`` that name no layer."""
-    names = [str(n.target) for n in plan.analysis.module.graph.nodes if n.op == "get_attr"]
+    names = [str(n.target) for n in analysis.module.graph.nodes if n.op == "get_attr"]
     for pattern in wish.ratios:
         if not any(_matches(name, pattern) for name in names):
             raise _no_layer("ratios", pattern, names)

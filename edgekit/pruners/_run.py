@@ -11,7 +11,7 @@ from torch import Tensor
 from edgekit._graphmodule import Exported
 from edgekit.errors import InputError
 from edgekit.pruners import Pruned, _macs
-from edgekit.pruners._coupling import Value
+from edgekit.pruners._coupling import Value, attribute
 from edgekit.pruners._plan import Outcome, Wish, layer_name, prune_once
 
 
@@ -100,7 +100,27 @@ def _result(outcomes: list[Outcome]) -> Pruned:
         kept=tuple(_kept(outcomes[-1])),
         table=tuple(_table(outcomes)),
         parity=max(o.parity for o in outcomes),
+        steps=tuple(outcomes),
     )
+
+
+def origin(outcomes: Iterable[Outcome]) -> dict[str, Tensor]:
+    """See :meth:`edgekit.pruners.Pruned.origin`."""
+    found: dict[str, Tensor] = {}
+    for outcome in outcomes:
+        analysis = outcome.plan.analysis
+        for node in analysis.module.graph.nodes:
+            value, name = analysis.values.get(node), str(node.target)
+            if (
+                node.op != "get_attr"
+                or not isinstance(value, Value)
+                or not isinstance(attribute(analysis.module, name), torch.nn.Parameter)
+            ):
+                continue
+            places = torch.arange(_size(value.shape)).reshape(value.shape)
+            small = outcome.cut.take(places, value.layers)
+            found[name] = found[name].reshape(-1)[small] if name in found else small
+    return found
 
 
 def _kept(outcome: Outcome) -> list[dict[str, str]]:
