@@ -45,21 +45,17 @@ class Grid:
 
     def integers(self, values: Array, scale: Array | None = None) -> Array:
         """Real values as integers, half to even as ONNX rounds."""
-        along = self._along(self.scale if scale is None else scale, values.ndim)
-        rounded = np.rint(values.astype(np.float64) / along.astype(np.float64)) + self._along(self.zero, values.ndim)
+        along = self.along(self.scale if scale is None else scale, values.ndim)
+        rounded = np.rint(values.astype(np.float64) / along.astype(np.float64)) + self.along(self.zero, values.ndim)
         return rounded.clip(self.low, self.high)
 
     def reals(self, integers: Array) -> Array:
         """Integers as the real values that they stand for, float32."""
-        shifted = integers.astype(np.float64) - self._along(self.zero, integers.ndim)
-        return (shifted * self._along(self.scale, integers.ndim)).astype(np.float32)
+        shifted = integers.astype(np.float64) - self.along(self.zero, integers.ndim)
+        return (shifted * self.along(self.scale, integers.ndim)).astype(np.float32)
 
-    def within(self, values: Array) -> Array:
-        """Real values moved into the range, float32: outside it no gradient would reach them."""
-        ends = [self.reals(np.full(values.shape, end)) for end in (self.low, self.high)]
-        return values.clip(*ends).astype(np.float32)
-
-    def _along(self, value: Array, ndim: int) -> Array:
+    def along(self, value: Array, ndim: int) -> Array:
+        """A scale or zero point, so shaped that it broadcasts over a tensor of ``ndim`` axes."""
         if value.ndim == 0:
             return value
         return value.reshape([-1 if axis == self.axis % ndim else 1 for axis in range(ndim)])
@@ -194,9 +190,12 @@ def latent(stored: Array, grid: Grid, sources: list[Array]) -> Array:
         stored: The integers in the file.
         grid: What they stand for.
         sources: Float weights of the same shape from the model before quantization. The one that rounds to the
-            stored integers (within 1: rounding may have been learned) is finer than they are, and is taken.
+            stored integers (within 1: rounding may have been learned) is finer than they are, and is taken, moved so
+            that it rounds to exactly them.
     """
+    exact = grid.reals(stored)
     for candidate in sources:
         if candidate.shape == stored.shape and np.abs(grid.integers(candidate) - stored).max(initial=0) <= 1:
-            return grid.within(candidate.astype(np.float32))
-    return grid.reals(stored)
+            reach = 0.499 * grid.along(grid.scale, stored.ndim)
+            return (exact + (candidate - exact).clip(-reach, reach)).astype(np.float32)
+    return exact

@@ -30,6 +30,7 @@ from edgekit.store import write_json
 
 TIMEOUT_S = 7 * 24 * 3600.0
 RESULT = "result.json"
+LAUNCHER = "EDGEKIT_LAUNCHER"  # the process that runs torchrun: the training processes end with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,7 @@ def launch(job: dict[str, Any]) -> dict[str, Any]:
     for stale in (*scratch.glob("error-*.json"), scratch / RESULT):
         stale.unlink(missing_ok=True)
     write_json(scratch / "job.json", job)
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         torchrun.main(torchrun_arguments(parsed.settings, scratch / "job.json"))
     except ChildFailedError as failed:

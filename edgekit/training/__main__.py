@@ -9,17 +9,22 @@ import traceback
 from pathlib import Path
 
 from edgekit import child
+from edgekit.console import PROGRESS_FILE
 from edgekit.errors import EdgekitError, StageError
 from edgekit.store import write_json
-from edgekit.training import RESULT, TrainJob
+from edgekit.training import LAUNCHER, RESULT, TrainJob
 from edgekit.training.work import work
 
 
 def main(path: str) -> int:
     """Do the job in the file ``path``; the first rank writes the result, any rank its error."""
     child.die_with_parent()
-    job = TrainJob.from_json(json.loads(Path(path).read_text()))
+    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+        return 1  # it died before we could ask to die with it
     rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        os.environ.pop(PROGRESS_FILE, None)  # one process speaks
+    job = TrainJob.from_json(json.loads(Path(path).read_text()))
     scratch = Path(job.scratch)
     try:
         result = work(job)

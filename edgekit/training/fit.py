@@ -77,7 +77,7 @@ def fit(task: Task, settings: TrainSection, *, seed: int, accelerator: Accelerat
         StageError: The loss became NaN or infinite.
     """
     accelerator = accelerator or _accelerator()
-    student = task.student.to(accelerator.device)
+    student = task.student.to(accelerator.device).eval()
     if task.teacher is not None:
         task.teacher.to(accelerator.device).eval()
     seed_all(seed, 0)
