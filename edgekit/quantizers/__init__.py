@@ -196,7 +196,7 @@ def quantize_job(
         base=Path(base),
     )
     graph = _graph.load(Path(model))
-    method = "static" if job.settings.method in ("auto", "qat") else job.settings.method
+    method = "static" if job.settings.method == "auto" else job.settings.method
     done, report = rooms.load("quantizers", method, base=job.base).quantize(graph, job)
     _graph.save(done, Path(out))
     return {**report, "size_bytes": Path(out).stat().st_size}
