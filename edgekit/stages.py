@@ -42,20 +42,19 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         target = route.target.model_dump(mode="json")
         inputs |= {"target": target, "machine": machine.fingerprint(), "quantized": route.quantize is not None}
         arguments["latency"] = {"target": target, "precision": "int8" if route.quantize else "fp32"}
-    return shop.make(
-        "prune",
-        inputs,
-        "model.pt2",
-        TORCH,
-        lambda folder, _: child.call(
+
+    def work(folder: Path, _: Path) -> dict[str, Any]:
+        report = child.call(
             "edgekit.pruners:prune_job",
             model=str(before.path),
             settings=settings,
             out=str(folder / "model.pt2"),
             base=str(shop.recipe.base),
             **arguments,
-        ),
-    )
+        )
+        return {**report, "parity": {"max_rel": report["parity"]}}
+
+    return shop.make("prune", inputs, "model.pt2", TORCH, work)
 
 
 def recover(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:

@@ -204,7 +204,7 @@ class Store:
             except OSError as error:
                 raise write_error(self.root, error) from error
             try:
-                meta = make(building, scratch)
+                meta = json.loads(json.dumps(make(building, scratch), allow_nan=False))  # as a later run reads it
                 self._finish(key, inputs, building, meta)
             except OSError as error:
                 raise write_error(self._folder(key), error) from error
