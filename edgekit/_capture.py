@@ -44,12 +44,12 @@ def captured(
         grown = [_doubled(leaf) if i in batched else leaf for i, leaf in enumerate(leaves)]
         axes = [({0: BATCH} if i in batched else {}) | named[i] for i in range(len(leaves))]
         try:
-            exported = traced(twin, *pytree.tree_unflatten(grown, spec), axes)
+            exported = traced(twin, pytree.tree_unflatten(grown, spec), axes)
             return _finished(exported, axes, lost)
         except Exception as error:
             failure = failure or error
     try:
-        exported = traced(twin, *pytree.tree_unflatten(leaves, spec), named)
+        exported = traced(twin, pytree.tree_unflatten(leaves, spec), named)
     except Exception as error:
         raise _explained(twin, failure or error) from error
     if failure is not None:
@@ -76,7 +76,7 @@ def _prepared(module: torch.nn.Module) -> tuple[torch.nn.Module, list[str]]:
     if hooked:
         some = ", ".join(repr(n) for n in hooked[:3])
         warn(f"{len(hooked)} modules have hooks ({some}): what they compute is part of the graph, and they are gone")
-    twin.forward = _plain(twin.forward)  # type: ignore[method-assign]
+    twin.forward = _plain(twin.forward)
     return twin, list(_lost(twin))
 
 
@@ -195,10 +195,9 @@ def _doubled(leaf: Any) -> Any:
     return torch.cat([leaf, leaf]) if leaf.shape[0] == 1 else leaf
 
 
-def traced(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: Axes
-) -> torch.export.ExportedProgram:
-    """Export with the given axes free."""
+def traced(module: torch.nn.Module, inputs: Any, axes: Axes) -> torch.export.ExportedProgram:
+    """Export with the given axes free; ``inputs`` are ``(args, kwargs)``."""
+    args, kwargs = inputs
     leaves, spec = pytree.tree_flatten((args, kwargs))
     free = [
         dict.fromkeys(axes[i], torch.export.Dim.DYNAMIC) if isinstance(leaf, torch.Tensor) else None

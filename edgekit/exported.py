@@ -197,9 +197,9 @@ def program(model: nn.Module) -> ExportedProgram:
     meta = _meta(model)
     twin = copy.deepcopy(model).eval()
     leaves = [meta["example"][leaf["name"]] if "name" in leaf else leaf["value"] for leaf in meta["leaves"]]
-    args, kwargs = pytree.tree_unflatten(leaves, model.graph._codegen.pytree_info.in_spec)
+    inputs = pytree.tree_unflatten(leaves, model.graph._codegen.pytree_info.in_spec)
     by_leaf = [meta["dynamic"].get(leaf.get("name"), {}) for leaf in meta["leaves"]]
-    return traced(twin, args, kwargs, by_leaf)
+    return traced(twin, inputs, by_leaf)
 
 
 def save(model: nn.Module, path: str | Path) -> Path:

@@ -34,10 +34,8 @@ class Masked(torch.fx.Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = self.analysis.values.get(n)
-        if n.op == "call_function" and self._over_channels(n):
-            result = self._over_kept(n)
-        else:
-            result = super().run_node(n)
+        over = n.op == "call_function" and self._over_channels(n)
+        result = self._over_kept(n) if over else super().run_node(n)
         if isinstance(value, list):
             result = [self._masked(r, v) for r, v in zip(result, value, strict=True)]
         elif isinstance(value, Value):

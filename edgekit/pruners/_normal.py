@@ -25,8 +25,6 @@ def normalise(module: Exported, shapes: dict[Node, Any]) -> bool:
         name = str(node.target)
         if name in VIEWS and node.op == "call_function":
             changed |= _shuffle(module, shapes, node)
-        elif name == "aten.slice.Tensor" and len(node.args) == 5 and node.args[4] != 1:
-            changed |= _stride(module, shapes, node)
         elif name == "aten.channel_shuffle.default":
             size, groups = shapes[node][1], node.args[1]
             order = torch.arange(size).reshape(groups, -1).t().reshape(-1)
@@ -66,17 +64,6 @@ def _shuffle(module: Exported, shapes: dict[Node, Any], first: Node) -> bool:
     if moved.shape[d] * moved.shape[d + 1] != before[d]:
         return False
     return _select(module, last, source, d, moved.reshape(-1))
-
-
-def _stride(module: Exported, shapes: dict[Node, Any], node: Node) -> bool:
-    """A slice of every k-th channel becomes an ``index_select``; of every k-th pixel it stays a slice."""
-    source, d, start, end, step = node.args
-    shape = shapes[source]
-    d %= len(shape)
-    batched_image = len(shape) >= 3 and d >= 2 and len(shape) != 3
-    if batched_image or d == 0 or not all(isinstance(n, int) for n in (start or 0, end or 0, step)):
-        return False
-    return _select(module, node, source, d, torch.arange(shape[d])[start:end:step])
 
 
 def _select(module: Exported, node: Node, source: Any, d: int, order: Tensor) -> bool:

@@ -117,6 +117,12 @@ class Rewrite:
         """The new sizes of an old node's tensor."""
         return self.cut.shape(self.value(node))
 
+    def constant(self, tensor: Tensor) -> Node:
+        """A new buffer of the pruned module."""
+        name = f"channel_places{len(self.tensors)}"
+        self.tensors[name] = tensor
+        return self.graph.get_attr(name)
+
     def resized(self, given: list[Any], before: tuple[int, ...], after: tuple[int, ...]) -> list[Any]:
         """Size arguments as they must be now; a size that is computed is scaled."""
         found = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+
 
 def load() -> None:
     """Fill the tables (once: importing is what registers)."""
-    from edgekit.pruners import _rules_layers, _rules_math, _rules_move, _rules_size
-
-    assert _rules_layers, (_rules_math, _rules_move, _rules_size)
+    for name in ("math", "move", "layers", "size"):
+        importlib.import_module(f"edgekit.pruners._rules_{name}")

@@ -63,9 +63,17 @@ def convolution(state: Analysis, node: Node) -> Value:
         state.ids.tie(vector(weight, 0 if turned else 1), inputs, _stays(node))
     if named["bias"] is not None:
         state.ids.tie(outputs, bias, _stays(node))
-    batch = {0: ids.reshape(-1, *[1] * (x.rank - 1)) for d, ids in x.layers.items() if batched and d == 0}
     result = spread(state, node, outputs, channel)
-    return Value(result.shape, {**batch, **result.layers})
+    if batched and 0 in x.layers:  # windows or groups that went into the batch
+        result.layers[0] = channels_at(state, node, x, 0)
+    return result
+
+
+def channels_at(state: Analysis, node: Node, x: Value, dim: int) -> Tensor:
+    """The ids along ``dim`` with every other dimension of size 1."""
+    ids = channels(state, node, x, dim)
+    assert ids is not None
+    return ids.reshape([-1 if i == dim else 1 for i in range(x.rank)])
 
 
 def _stays(node: Node) -> str:
@@ -174,7 +182,7 @@ def layer_norm(state: Analysis, node: Node) -> Any:
 def group_norm(state: Analysis, node: Node) -> Any:
     """Statistics over groups of channels along dimension 1: each group keeps as many."""
     named = bound(node)
-    groups = named.get("num_groups", named.get("group"))
+    groups = int(named["num_groups"] if "num_groups" in named else named["group"])
     x = state.value(node.args[0])
     ids = channels(state, node, x, 1)
     state.freeze_dims(node, x, range(2, x.rank), "takes statistics over it")
@@ -248,7 +256,8 @@ def recurrent(state: Analysis, node: Node) -> list[Value]:
         state.freeze(node, node.args, why=f"{describe(node)} has a projection")
         return [Value(s) for s in state.shapes[node]]
     inputs = channels(state, node, x, -1)
-    hidden, units = [], []
+    hidden: list[Tensor] = []
+    units: list[Tensor] = []
     for layer in range(named["num_layers"]):
         units = []
         for way in range(ways):
@@ -284,8 +293,7 @@ WINDOWS = {
     2: "avg_pool2d.default max_pool2d.default max_pool2d_with_indices.default adaptive_avg_pool2d.default"
     " adaptive_max_pool2d.default upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec"
     " upsample_nearest2d.default upsample_bilinear2d.default upsample_bicubic2d.default _upsample_bilinear2d_aa.default"
-    " _upsample_bicubic2d_aa.default _upsample_nearest_exact2d.vec _adaptive_avg_pool2d.default fractional_max_pool2d.default"
-    " reflection_pad2d.default replication_pad2d.default grid_sampler.default grid_sampler_2d.default lp_pool2d.default",
+    " _upsample_bicubic2d_aa.default _upsample_nearest_exact2d.vec _adaptive_avg_pool2d.default reflection_pad2d.default replication_pad2d.default grid_sampler.default grid_sampler_2d.default",
     3: "avg_pool3d.default max_pool3d.default max_pool3d_with_indices.default adaptive_avg_pool3d.default"
     " upsample_nearest3d.vec upsample_trilinear3d.vec adaptive_max_pool3d.default",
 }

@@ -52,7 +52,18 @@ def elementwise(state: Analysis, node: Node, values: Sequence[Value]) -> Value:
     return Value(shape, layers)
 
 
-@rule("pointwise")
+# Element by element too, though torch does not tag them so.
+UNTAGGED = (
+    "relu6_.default hardswish.default hardswish_.default mish_.default log_sigmoid.default where.ScalarOther"
+    " where.ScalarSelf where.Scalar masked_fill.Tensor masked_fill_.Scalar masked_fill_.Tensor floor_divide.default"
+    " floor_divide.Scalar floor_divide_.Tensor true_divide.Scalar true_divide.Tensor rsub.Tensor rsub.Scalar"
+    " __and__.Tensor __and__.Scalar __or__.Tensor __or__.Scalar abs_.default multiply.Tensor multiply.Scalar"
+    " multiply_.Tensor divide.Tensor divide.Scalar subtract.Tensor subtract.Scalar greater.Tensor greater.Scalar"
+    " less.Tensor less.Scalar not_equal.Tensor isclose.default special_expit.default fill_.Tensor fill.Tensor"
+)
+
+
+@rule("pointwise", *(f"aten.{name}" for name in UNTAGGED.split()))
 def pointwise(state: Analysis, node: Node) -> Any:
     """Any operation that torch tags as element by element."""
     found: list[Node] = [a for a in node.all_input_nodes if isinstance(state.values.get(a), Value)]
@@ -65,8 +76,8 @@ def pointwise(state: Analysis, node: Node) -> Any:
 IDENTITIES = (
     "clone contiguous detach alias lift_fresh_copy _to_copy to.dtype to.dtype_layout to.device to.other to.prim_Device"
     " type_as dropout dropout_ feature_dropout feature_dropout_ alpha_dropout feature_alpha_dropout fill_.Scalar zero_"
-    " fill.Scalar rrelu bernoulli cumsum_none conj resolve_conj resolve_neg native_dropout_none"
-    " masked_fill_none requires_grad_ _assert_tensor_metadata lift_fresh detach_"
+    " fill.Scalar rrelu bernoulli conj resolve_conj resolve_neg"
+    " requires_grad_ _assert_tensor_metadata lift_fresh detach_"
 )
 
 

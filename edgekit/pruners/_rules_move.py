@@ -20,7 +20,8 @@ def regroup(old: tuple[int, ...], new: tuple[int, ...]) -> list[Group]:
     groups: list[Group] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        a, b = [], []
+        a: list[int] = []
+        b: list[int] = []
         left = right = 1
         while not (a or b) or left != right:
             if (left <= right and i < len(old)) or j >= len(new):
@@ -198,8 +199,19 @@ def slice_(state: Analysis, node: Node) -> Value:
         state.ids.freeze(x.layers.get(d), f"{describe(node)} cuts at a place that is computed")
         return state.like(node, {k: ids for k, ids in x.layers.items() if ids.shape[d] == 1})
     if step != 1:
-        state.ids.freeze(x.layers.get(d), f"{describe(node)} takes every {step}th channel")
+        return picked(state, node, x, d, torch.arange(x.shape[d])[start:end:step])
     return state.like(node, {k: cut(ids, d, start, end, step) for k, ids in x.layers.items()})
+
+
+def picked(state: Analysis, node: Node, x: Value, d: int, places: Tensor) -> Value:
+    """Elements at known places along ``d``: the same ones in every row, so what varies there is tied."""
+    layers = {}
+    for k, ids in x.layers.items():
+        if k == d:
+            for o, size in enumerate(ids.shape):
+                ids = state.ids.tie_along(ids, o, describe(node)) if o != d and size > 1 else ids
+        layers[k] = ids.index_select(d, places) if ids.shape[d] > 1 else ids
+    return state.like(node, layers)
 
 
 def slice_bounds(state: Any, node: Node) -> tuple[Value, int, int | None, int | None, int]:
@@ -273,7 +285,10 @@ def joined(state: Analysis, node: Node, values: list[Value], d: int) -> dict[int
     if any(d in v.layers for v in values):
         parts = [v.layers.get(d, torch.zeros([1] * rank, dtype=torch.long)) for v in values]
         wide = [max(p.shape[i] for p in parts) for i in range(rank)]
-        parts = [p.expand([v.shape[d] if i == d else wide[i] for i in range(rank)]) for p, v in zip(parts, values)]
+        parts = [
+            p.expand([v.shape[d] if i == d else wide[i] for i in range(rank)])
+            for p, v in zip(parts, values, strict=True)
+        ]
         layers[d] = torch.cat(parts, d)
     for k in range(rank):
         if k == d or not any(k in v.layers for v in values):
@@ -367,10 +382,15 @@ def _new(state: Analysis, ids: Tensor, d: int, size: int) -> Tensor:
 
 @rule("aten.roll.default")
 def roll(state: Analysis, node: Node) -> Value:
-    """Elements moved around a ring: along channels, none can go."""
+    """Elements moved around a ring."""
     x, named = state.value(node.args[0]), bound(node)
-    state.freeze_dims(node, x, named["dims"] or range(x.rank), "rolls it")
-    return Value(x.shape, dict(x.layers))
+    dims, shifts = ([n] if isinstance(n, int) else list(n) for n in (named["dims"], named["shifts"]))
+    if not dims or not all(isinstance(n, int) for n in shifts):
+        state.freeze_dims(node, x, dims or range(x.rank), "rolls it")
+        return Value(x.shape, dict(x.layers))
+    for d, shift in zip(dims, shifts, strict=True):
+        x = picked(state, node, x, d % x.rank, torch.arange(x.shape[d]).roll(shift))
+    return x
 
 
 @rule("aten.flip.default")
@@ -390,8 +410,7 @@ def index_select(state: Analysis, node: Node) -> Value:
     if places is None:
         state.freeze_dims(node, x, [d], "picks channels by computed places")
         return state.like(node, {k: i for k, i in x.layers.items() if k != d and i.shape[d] == 1})
-    moved = {k: ids.index_select(d, places) if ids.shape[d] > 1 else ids for k, ids in x.layers.items()}
-    return state.like(node, moved)
+    return picked(state, node, x, d, places)
 
 
 def constant(state: Analysis, argument: Any) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -57,12 +56,42 @@ def repeat(state: Rewrite, node: Node, named: Named) -> None:
 
 
 @sizes("slice.Tensor")
-def slice_(state: Rewrite, node: Node, named: Named) -> None:
+def slice_(state: Rewrite, node: Node, named: Named) -> Node | None:
     """Start and end, counted in what stays."""
-    x, d, start, end, _ = slice_bounds(state, node)
+    x, d, start, end, step = slice_bounds(state, node)
     if start is None or end is None or state.cut.kept(x, d) == x.shape[d]:
-        return
+        return None
+    if step != 1:
+        return _reordered(state, node, d, torch.arange(x.shape[d])[start:end:step])
     named["start"], named["end"] = _kept_before(state, node, d, start), _kept_before(state, node, d, end)
+    return None
+
+
+def _places(state: Rewrite, node: Node, d: int, places: Tensor) -> Tensor:
+    """Places along ``d`` of the first argument, counted in what stays, of the elements that stay."""
+    row = _row(state, node, d)
+    return (row.long().cumsum(0) - 1)[places[row[places]]]
+
+
+def _reordered(state: Rewrite, node: Node, d: int, places: Tensor) -> Node:
+    """An ``index_select`` in the node's place."""
+    index = state.constant(_places(state, node, d, places))
+    arguments = (state.nodes[node.args[0]], d, index)
+    return state.graph.create_node("call_function", torch.ops.aten.index_select.default, arguments, {}, node.name)
+
+
+@sizes("roll.default")
+def roll(state: Rewrite, node: Node, named: Named) -> Node | None:
+    """Channels moved around a ring of which some go."""
+    x = state.value(node.args[0])
+    dims, shifts = ([n] if isinstance(n, int) else list(n) for n in (named["dims"], named["shifts"]))
+    changed = [
+        (d % x.rank, s) for d, s in zip(dims, shifts, strict=True) if state.cut.kept(x, d % x.rank) != x.shape[d]
+    ]
+    if len(changed) != 1 or len(dims) != 1:
+        return None
+    ((d, shift),) = changed
+    return _reordered(state, node, d, torch.arange(x.shape[d]).roll(shift))
 
 
 @sizes("narrow.default")
@@ -164,14 +193,5 @@ def index_select(state: Rewrite, node: Node, named: Named) -> Node | None:
     if state.cut.kept(x, d) == x.shape[d] or d not in x.layers:
         return None
     target = str(named["index"].target)
-    places = attribute(state.analysis.module, target)
-    row = _row(state, node, d)
-    rank = row.long().cumsum(0) - 1
-    state.tensors[target] = rank[places[row[places]]]
+    state.tensors[target] = _places(state, node, d, attribute(state.analysis.module, target))
     return None
-
-
-@sizes("im2col.default")
-def unchanged(state: Rewrite, node: Node, named: Named) -> None:
-    """Sizes of patches, which stay."""
-    assert prod(named["kernel_size"]) > 0

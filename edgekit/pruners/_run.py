@@ -27,7 +27,8 @@ def pruned(
     if hasattr(member, "SCOPE") and "scope" not in settings:
         wish = Wish(**{**vars(wish), "scope": member.SCOPE})
     steps = int(settings.get("iterations", 1))
-    current, outcomes = module, []
+    current = module
+    outcomes: list[Outcome] = []
     for step in range(steps):
         gradients = None
         if getattr(member, "NEEDS_GRADIENTS", False):
@@ -173,7 +174,8 @@ def _table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 
 def _rows(outcome: Outcome, *, cut: bool) -> list[dict[str, Any]]:
-    plan, rows = outcome.plan, {}
+    plan = outcome.plan
+    rows: dict[str, dict[str, Any]] = {}
     shape = outcome.cut.shape if cut else (lambda value: value.shape)
     for node in plan.costly:
         name = layer_name(node)
