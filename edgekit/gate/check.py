@@ -21,7 +21,8 @@ class Unit:
 
     def show(self, value: float) -> str:
         """``1,234 bytes``."""
-        return f"{value:{self.digits}}{self.name}"
+        shown = f"{value:{self.digits}}"
+        return (shown.lstrip("-") if not shown.strip("-0.,%") else shown) + self.name  # no "-0.0000"
 
 
 FRACTION = Unit(digits=".4f")
