@@ -180,11 +180,11 @@ def inspect(model: str, target: str | None, profile: bool, ratio: float | None, 
     """Describe a model file or artifact; or say what pruning 'model.py:entry' would do."""
     from edgekit import inspection
 
-    path, entry = Path(model), ":" in model and not Path(model).exists()
-    if entry:
-        report, text = inspection.inspect_entry(model, ratio)
+    if ":" in model and not Path(model).exists():
+        report = inspection.inspect_entry(model, ratio)
+        text = inspection.entry_text(report)
     else:
-        report = inspection.inspect(path, target=target, profile=profile)
+        report = inspection.inspect(Path(model), target=target, profile=profile)
         text = inspection.text(report)
     return console.out_json(report) if as_json else console.out(text)
 
@@ -236,11 +236,24 @@ def report(results: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
     records = [result.load_results(_results_file(path)) for path in results]
     if len(records) > 1:
-        return console.out(reports.compare(records))
+        return _compare(records, [str(path) for path in results], out, as_json)
     written = reports.write(records[0], out or _results_file(results[0]).parent)
     if as_json:
         return console.out_json({"files": [str(p) for p in written]})
     return console.out("\n".join(map(str, written)))
+
+
+def _compare(records: list[dict[str, Any]], names: list[str], out: Path | None, as_json: bool) -> None:
+    from edgekit.report import compare, compared
+    from edgekit.store import write_text
+
+    comparison = compare(records, names)
+    if out:
+        write_text(out / "comparison.html", compared.html(comparison))
+        write_text(out / "comparison.md", compared.markdown(comparison))
+    if as_json:
+        return console.out_json(compared.to_dict(comparison))
+    return console.out(compared.text(comparison))
 
 
 @cli.command()

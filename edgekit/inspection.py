@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from edgekit import backends, child
 from edgekit.backends import LayerPrecision, LayerTime
 from edgekit.errors import InputError
 from edgekit.explain import by_operator, explain
+from edgekit.recipe import ModelSection
 from edgekit.store import sha256_file
 from edgekit.target import Device, Run, Target, load_target
 
@@ -217,3 +219,56 @@ def _profile_lines(report: dict[str, Any], top: int) -> list[str]:
     ]
     lines += [f"  why: {sentence}" for sentence in report["findings"]] or ["  nothing stands out"]
     return lines
+
+
+def inspect_entry(entry: str, ratio: float | None, base: Path | None = None) -> dict[str, Any]:
+    """Describe a model that ``file.py:function`` returns; with ``ratio`` also what pruning would do, untrained.
+
+    Returns:
+        ``entry``, ``macs`` and ``parameters`` (before and, pruned, after), ``table`` by layer, ``kept`` with
+        reasons, ``notes``.
+
+    Raises:
+        InputError: The entry is wrong, or the model can't be exported.
+    """
+    where = str((base or Path()).resolve())
+    return {"entry": entry, **child.call("edgekit.inspection:entry_job", entry=entry, base=where, ratio=ratio or 0.0)}
+
+
+def entry_job(entry: str, base: str, ratio: float) -> dict[str, Any]:
+    """Child side of :func:`inspect_entry`."""
+    from edgekit import pruners, workload
+
+    module, example = workload.build(ModelSection(entry=entry), Path(base), seed=0)
+    pruned = pruners.preview(module, example, ratio)
+    return {
+        "ratio": ratio,
+        "macs": pruned.macs,
+        "parameters": pruned.parameters,
+        "table": pruned.table,
+        "kept": pruned.kept,
+        "notes": pruned.notes,
+    }
+
+
+def entry_text(report: dict[str, Any]) -> str:
+    """The report of :func:`inspect_entry` for a person: a table by layer, what stays and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "kind", "channels", "multiply-adds", "parameters", box=None, pad_edge=False)
+    for row in report["table"]:
+        cells = [_change(row[key]) for key in ("channels", "macs", "parameters")]
+        table.add_row(row["layer"], row["kind"], *cells)
+    table.add_row("all", "", "", _change(report["macs"]), _change(report["parameters"]))
+    console = Console(width=120, color_system=None)
+    with console.capture() as captured:
+        console.print(table, markup=False)
+    lines = [captured.get().rstrip()]
+    lines += [f"stays whole: {kept['layer']}: {kept['reason']}" for kept in report["kept"]]
+    return "\n".join([*lines, *report["notes"]])
+
+
+def _change(pair: Sequence[int]) -> str:
+    before, after = pair
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}"

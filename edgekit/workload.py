@@ -47,7 +47,7 @@ def fingerprint_job(model: dict[str, Any], base: str, seed: int) -> dict[str, st
     if path := _model_file(section, Path(base)):
         digest = _files_digest(path)
         return {"kind": "onnx" if onnxfile.sniff(path) == "onnx" else "torch", "digest": digest, "weights": digest}
-    module, example = _build(section, Path(base), seed)
+    module, example = build(section, Path(base), seed)
     weights = _state_digest(module)
     parts = [weights, _describe(example), *_sources(module, Path(base))]
     return {"kind": "torch", "digest": hashlib.sha256("\n".join(parts).encode()).hexdigest(), "weights": weights}
@@ -71,7 +71,7 @@ def load_job(model: dict[str, Any], base: str, seed: int, export: dict[str, Any]
     if path:
         captured = exported.load(path)
     else:
-        module, example = _build(section, Path(base), seed)
+        module, example = build(section, Path(base), seed)
         if settings.preprocess:
             module, example = _with_preprocessing(module, example, settings.preprocess)
         captured = exported.capture(
@@ -105,7 +105,7 @@ def _model_file(section: ModelSection, base: Path) -> Path | None:
     return path
 
 
-def _build(section: ModelSection, base: Path, seed: int) -> tuple[nn.Module, Any]:
+def build(section: ModelSection, base: Path, seed: int) -> tuple[nn.Module, Any]:
     """Call the user's entry and load the weights; check what came back by running it once."""
     from torch import nn
 
