@@ -174,7 +174,7 @@ def _ship(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:
         temporary.rename(place)
     except OSError as error:
         raise write_error(place, error) from error
-    files = [
+    files: list[dict[str, Any]] = [
         {
             "path": str((place / file).relative_to(folder)),
             "sha256": sha256_file(place / file),

@@ -204,7 +204,7 @@ def _train(shop: Workshop, kind: Literal["recover", "qat"], settings: TrainSecti
             metric=metric,
             seed=recipe.seed,
             base=str(recipe.base),
-            **({} if recover else {"weights": str(before.before.path)}),
+            weights=str(before.before.path) if before.before and not recover else None,
         )
         return {"training": training.train(job, data=live)}
 
