@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,15 @@ def record(root: Path, rows: list[dict[str, Any]], data: spool.Spool | None = No
     if data:
         results["golden"] = golden.keep(data, root)
     return result.write_results(results, root / result.RESULTS)
+
+
+def bare(folder: Path, *packages: str) -> Path:
+    """A Python with nothing but these packages, as a device has it; they are this environment's own."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next((folder / "lib").glob("python*/site-packages"))
+    here = Path(np.__file__).parent.parent
+    for package in packages:
+        for path in (here / package, here / f"{package}.libs", *here.glob(f"{package}-*.dist-info")):
+            if path.exists():
+                (site / path.name).symlink_to(path)
+    return folder / "bin" / "python"

@@ -10,7 +10,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -45,25 +44,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bare(folder: Path, *packages: str) -> Path:
-    """A Python with nothing but these packages, as a device has it; they are this environment's own."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    site = next((folder / "lib").glob("python*/site-packages"))
-    here = Path(np.__file__).parent.parent
-    for package in packages:
-        for path in (here / package, here / f"{package}.libs"):
-            if path.exists():
-                (site / path.name).symlink_to(path)
-    return folder / "bin" / "python"
-
-
 @pytest.fixture(scope="session")
 def pythons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bare")
     return {
-        "onnxruntime": bare(folder / "ort", "numpy", "onnxruntime"),
-        "openvino": bare(folder / "ov", "numpy", "openvino"),
-        "numpy": bare(folder / "numpy", "numpy"),
+        "onnxruntime": make.bare(folder / "ort", "numpy", "onnxruntime"),
+        "openvino": make.bare(folder / "ov", "numpy", "openvino"),
+        "numpy": make.bare(folder / "numpy", "numpy"),
     }
 
 

@@ -1,0 +1,216 @@
+"""The work on the device: ``check``, then ``bench``, in a process that outlives the connection.
+
+One at a time on a device: a job waits for the one before it. What it says is bounded and checked
+before any of it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.deploy._remote import Remote
+from edgekit.errors import StageError
+
+MAX_REPORT = 200_000  # bytes of one report
+WAIT_S = 1800  # how long a job waits for the one before it
+
+_RUN = """
+trap "" HUP
+cd || exit 1
+echo $$ >{job}/pid
+waited=0
+while ! mkdir {home}/busy 2>/dev/null; do
+  holder=$(cat {home}/busy/pid 2>/dev/null)
+  if [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null; then
+    mv {home}/busy {home}/busy.$$ && rm -rf {home}/busy.$$
+  fi
+  waited=$((waited + 1))
+  [ $waited -gt {wait_s} ] && exit 1
+  sleep 1
+done
+echo $$ >{home}/busy/pid
+python={python}
+step() {{
+  name=$1; shift
+  "$python" {place}/edgekit_runner.py "$@" >{job}/$name.out 2>{job}/$name.err </dev/null
+  echo $? >{job}/$name.code
+}}
+step check check --json
+[ "$(cat {job}/check.code)" = 0 ] && step bench bench --json --seconds {seconds}
+rm -rf {home}/busy
+echo done >{job}/done.new && mv {job}/done.new {job}/done
+"""
+
+_START = """
+cd || exit 1
+rm -rf {job} && mkdir -p {job} || exit 1
+cat >{job}/run.sh <<'edgekit-script'
+{run}
+edgekit-script
+if command -v setsid >/dev/null 2>&1; then detach=setsid; else detach=nohup; fi
+$detach sh {job}/run.sh >/dev/null 2>&1 </dev/null &
+"""
+
+_FETCH = """
+cd && [ -f {job}/done ] || exit 3
+for name in check bench; do
+  for kind in code out err; do
+    echo "{mark} $name.$kind"
+    head -c {limit} {job}/$name.$kind 2>/dev/null
+    echo
+  done
+done
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a job left: exit codes, reports (None where they can't be believed) and the end of stderr."""
+
+    codes: dict[str, int]
+    check: dict[str, Any] | None
+    bench: dict[str, Any] | None
+    errors: dict[str, str]
+
+    def steps(self) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
+        """Exit code, report and errors of the steps in order, up to the first that failed."""
+        for name, report in (("check", self.check), ("bench", self.bench)):
+            yield self.codes.get(name, 3), report, self.errors.get(name, "")
+            if self.codes.get(name) != 0:
+                return
+
+
+def start(remote: Remote, home: str, place: str, job: str, python: str, seconds: float) -> None:
+    """Start the job and leave it alone.
+
+    Args:
+        remote: The device. home: edgekit's folder there. place: The bundle's folder. job: The job's folder.
+        python: The Python that has the runtime. seconds: How long to measure.
+    """
+    run = _RUN.format(home=home, place=place, job=job, python=_quoted(python), seconds=float(seconds), wait_s=WAIT_S)
+    answer = remote.script(_START.format(job=job, run=run))
+    if answer.code:
+        raise StageError(
+            "the job did not start on the device", where=remote.host, remedy="log in and see ~/.cache/edgekit"
+        )
+
+
+def pending(remote: Remote, job: str) -> bool:
+    """Whether an earlier call's job is still there to be fetched, done or at work."""
+    answer = remote.script(
+        f'cd && [ -f {job}/run.sh ] || exit 1; [ -f {job}/done ] || kill -0 "$(cat {job}/pid 2>/dev/null)" 2>/dev/null'
+    )
+    return answer.code == 0
+
+
+def fetch(remote: Remote, job: str) -> Finished | None:
+    """What the job left; None while it is at work.
+
+    Raises:
+        StageError: It died without a result (the device was switched off, or killed it).
+    """
+    mark = f"edgekit-part-{secrets.token_hex(8)}"
+    answer = remote.script(_FETCH.format(job=job, mark=mark, limit=MAX_REPORT))
+    if answer.code == 3:
+        if pending(remote, job):
+            return None
+        raise StageError(
+            "the job ended on the device without a result: it was killed, or the device restarted",
+            where=remote.host,
+            remedy="run the same command again; if it comes back, the device may lack memory",
+        )
+    parts = _parts(answer.out, mark)
+    codes = {name: int(parts[f"{name}.code"]) for name in ("check", "bench") if parts.get(f"{name}.code", "").isdigit()}
+    errors = {name: parts.get(f"{name}.err", "")[-4000:] for name in ("check", "bench")}
+    reports = {name: _report(name, parts.get(f"{name}.out", "")) for name in ("check", "bench")}
+    return Finished(codes, reports["check"], reports["bench"], errors)
+
+
+def forget(remote: Remote, job: str) -> None:
+    """Remove a job whose results are home."""
+    remote.script(f"cd && rm -rf {job}")
+
+
+def _parts(text: str, mark: str) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for block in text.split(f"{mark} ")[1:]:
+        name, _, body = block.partition("\n")
+        parts[name.strip()] = body.strip()
+    return parts
+
+
+def _report(name: str, text: str) -> dict[str, Any] | None:
+    """The runner's report if it is one: right types, finite numbers, nothing but the known keys."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    if isinstance(found.get("error"), str):
+        return {"error": found["error"], "remedy": str(found.get("remedy") or "")}
+    return _checked_bench(found) if name == "bench" else _checked_check(found)
+
+
+def _checked_check(found: dict[str, Any]) -> dict[str, Any] | None:
+    told = {key: found.get(key) for key in ("difference", "tolerance", "samples", "files")}
+    if not all(_number(value) for value in told.values()):
+        return None
+    return {**told, "device": _device(found.get("device")), "numerics_only": _text(found.get("numerics_only"))}
+
+
+def _checked_bench(found: dict[str, Any]) -> dict[str, Any] | None:
+    times = found.get("latency_ms")
+    latency = None
+    if isinstance(times, dict):
+        latency = {key: times.get(key) for key in ("median", "p90", "p99", "ci95", "runs")}
+        low_high = latency["ci95"]
+        good = isinstance(low_high, list) and len(low_high) == 2 and all(_number(end) for end in low_high)
+        good = good and all(_number(times.get(key)) and times[key] > 0 for key in ("median", "p90", "runs"))
+        if not good or not (latency["p99"] is None or _number(latency["p99"])) or not isinstance(latency["runs"], int):
+            return None
+    peak, first = found.get("peak_rss_bytes"), found.get("first_inference_ms")
+    return {
+        "latency_ms": latency,
+        "first_inference_ms": first if _number(first) else None,
+        "peak_rss_bytes": peak if isinstance(peak, int) and _number(peak) else None,
+        "batch": found.get("batch") if _number(found.get("batch")) else None,
+        "device": _device(found.get("device")),
+        "before": _state(found.get("before")),
+        "after": _state(found.get("after")),
+        "numerics_only": _text(found.get("numerics_only")),
+    }
+
+
+def _device(found: Any) -> dict[str, Any]:
+    facts = found if isinstance(found, dict) else {}
+    told: dict[str, Any] = {key: _text(facts.get(key)) for key in ("arch", "cpu", "board", "os", "python")}
+    cores = facts.get("cores")
+    return {**told, "cores": cores if _number(cores) else None, "emulated": facts.get("emulated") is True}
+
+
+def _state(found: Any) -> dict[str, Any]:
+    facts = found if isinstance(found, dict) else {}
+    numbers = {key: facts.get(key) if _number(facts.get(key)) else None for key in ("temperature_c", "frequency_mhz")}
+    return {**numbers, "governor": _text(facts.get("governor")), "throttled": _text(facts.get("throttled"))}
+
+
+def _number(value: Any) -> bool:
+    """A finite number, not negative (but for temperatures, which no desk has below zero)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and 0 <= value < 1e15
+
+
+def _text(value: Any) -> str | None:
+    return value[:200] if isinstance(value, str) else None
+
+
+def _quoted(path: str) -> str:
+    return path if path.startswith("$HOME/") else shlex.quote(path)

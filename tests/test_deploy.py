@@ -1,0 +1,627 @@
+"""Deploy through the real ``ssh`` client to a server on loopback: connection, disk and keys fail on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import record_maker as make
+
+from edgekit import bundle, deploy, golden, result, target
+from edgekit.deploy import _job, _preflight, _remote, _transfer, _wheels
+from edgekit.deploy._remote import DroppedError, Remote
+from edgekit.errors import InputError, StageError, UnavailableError
+
+asyncssh = pytest.importorskip("asyncssh")
+pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="the OpenSSH client is not installed")
+
+TOOLS = (
+    *("sh", "cat", "mkdir", "mv", "rm", "ls", "wc", "head", "tail", "df", "uname"),
+    *("getconf", "sed", "tr", "chmod", "touch", "setsid", "nohup", "sleep", "kill", "env", "dirname"),
+)
+
+
+@dataclass
+class Server:
+    """An ssh server whose "device" is a home folder, a PATH and whatever is done to each command first."""
+
+    home: Path
+    path: Path
+    key: Path
+    host_key: Path
+    port: int = 0
+    before: str = ""  # shell text run before every command
+    commands: list[str] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+
+    def start(self) -> None:
+        ready = threading.Event()
+        threading.Thread(target=self._serve, args=(ready,), daemon=True).start()
+        assert ready.wait(20)
+
+    def _serve(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+
+        async def listen() -> None:
+            self.listener = await asyncssh.listen(
+                "127.0.0.1",
+                self.port,
+                server_host_keys=[str(self.host_key)],
+                authorized_client_keys=str(self.key.with_suffix(".pub")),
+                process_factory=self._process,
+                encoding=None,
+            )
+            self.port = self.listener.sockets[0].getsockname()[1]
+            ready.set()
+
+        self.loop.run_until_complete(listen())
+        self.loop.run_forever()
+
+    async def _process(self, process: Any) -> None:
+        self.commands.append(process.command)
+        env = {"HOME": str(self.home), "PATH": str(self.path), "OMP_NUM_THREADS": "1"}
+        child = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", self.before + "\n" + process.command, env=env, cwd=self.home,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
+        code = await child.wait()
+        await process.stdout.drain()
+        process.exit(code)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.listener.close)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+class Proxy:
+    """Between client and server: counts what the client sends, and cuts the connection after ``budget`` bytes of it."""
+
+    def __init__(self, to: int) -> None:
+        self.to, self.budget, self.sent, self.cuts = to, None, 0, 0  # type: ignore[var-annotated]
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.socket.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self.to))
+                except OSError:
+                    client.close()
+                    continue
+                self.open += [client, server]
+                threading.Thread(target=self._pump, args=(client, server, True), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(8192):
+                if counted and self.budget is not None:
+                    self.budget -= len(data)
+                    if self.budget < 0:
+                        self.budget, self.cuts = None, self.cuts + 1
+                        break
+                self.sent += len(data) if counted else 0
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Cut every connection, and take no new one."""
+        self.socket.close()
+        for end in self.open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def tools(folder: Path, python: Path | None) -> Path:
+    """A PATH with a shell's usual tools, and perhaps a Python."""
+    folder.mkdir()
+    for name in TOOLS:
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    if python:
+        (folder / "python3").write_text(f'#!/bin/sh\nexec {python} "$@"\n')  # a link would leave its environment behind
+        (folder / "python3").chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("user", "stranger", "host", "other_host"):
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        key.write_private_key(str(folder / name))
+        key.write_public_key(str(folder / f"{name}.pub"))
+        (folder / name).chmod(0o600)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make.bare(tmp_path_factory.mktemp("device") / "env", "numpy", "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def rec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A record with two measured rows and one for a device of another kind."""
+    folder = tmp_path_factory.mktemp("record")
+    work = tmp_path_factory.mktemp("work")
+    cpu, pi = target.load_target("x86-cpu"), target.load_target("raspberry-pi-5")
+    net, slim = make.model(work / "net.onnx", width=64), make.model(work / "slim.onnx")
+    nothing = dict.fromkeys(("latency_ms", "first_inference_ms", "peak_rss_bytes"))
+    unmeasured: dict[str, Any] = {"status": "built", **nothing}
+    rows = [
+        make.row(folder, "fp32", cpu, net, **unmeasured),
+        make.row(folder, "slim", cpu, slim, **unmeasured, vs_reference=make.against("fp32@x86-cpu", 0.0)),
+        make.row(folder, "fp32", pi, net),
+    ]  # fmt: skip
+    make.record(folder, rows, make.images(work / "data"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundles(rec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    if platform.machine() != "x86_64":
+        pytest.skip("these bundles are for x86-64")
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {v: bundle.bundle(rec, "x86-cpu", v, folder / v) for v in ("fp32", "slim")}
+    return {**made, "pi": bundle.bundle(rec, "raspberry-pi-5", "fp32", folder / "pi")}
+
+
+@pytest.fixture
+def server(tmp_path: Path, keys: Path, python: Path) -> Iterator[Server]:
+    (tmp_path / "home").mkdir()
+    made = Server(tmp_path / "home", tools(tmp_path / "bin", python), keys / "user", keys / "host")
+    made.start()
+    yield made
+    made.stop()
+
+
+def config(
+    folder: Path, keys: Path, port: int, *, key: str = "user", known: str | None = "host", name: str = "127.0.0.1"
+) -> Path:
+    """A configuration of ssh's own, as a user would write it: the device's alias, port, key and known hosts."""
+    hosts = folder / "known_hosts"
+    public = (keys / f"{known}.pub").read_text() if known else ""
+    hosts.write_text(f"device {public}device2 {public}" if known else "")
+    text = (
+        f"Host device device2\n  HostName {name}\n  Port {port}\n  User me\n  IdentityFile {keys / key}\n"
+        f"  IdentitiesOnly yes\n  UserKnownHostsFile {hosts}\n  GlobalKnownHostsFile /dev/null\n"
+        "  HostKeyAlias %n\n"
+    )
+    path = folder / f"config-{port}-{key}-{known}"
+    path.write_text(text.replace("HostKeyAlias %n", "HostKeyAlias device"))
+    return path
+
+
+def go(bundle_path: Path, config_path: Path, *hosts: str, **options: Any) -> list[deploy.Deployed]:
+    return deploy.deploy(bundle_path, hosts or ("device",), ssh_config=config_path, seconds=0.2, **options)
+
+
+def place(server: Server) -> list[str]:
+    folder = server.home / ".cache" / "edgekit" / "bundles"
+    return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_numbers_come_home(rec: Path, bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
+    """Both variants, one after the other, into the record: latency, device, state, speed-up, and it validates."""
+    root = shutil.copytree(rec, tmp_path / "rec")
+    settings = config(tmp_path, keys, server.port)
+    for variant in ("fp32", "slim"):
+        (outcome,) = go(bundles[variant], settings, results=root)
+        assert (outcome.status, outcome.exit_code, outcome.reason) == ("ok", 0, "")
+        assert outcome.check is not None
+        assert outcome.check["difference"] <= outcome.check["tolerance"]
+        assert all(check.ok for check in outcome.preflight)
+    record = result.load_results(root)
+    fp32, slim, pi = record["variants"]
+    for row in (fp32, slim):
+        assert row["status"] == "ok"
+        assert row["latency_ms"]["median"] > 0
+        assert row["latency_ms"]["runs"] >= 100
+        assert row["measured_on"]["host"] == "device"
+        assert row["measured_on"]["device"]["arch"] == "x86_64"
+        assert set(row["measured_on"]["before"]) == {"temperature_c", "frequency_mhz", "governor", "throttled"}
+    assert slim["vs_reference"]["speedup"] == fp32["latency_ms"]["median"] / slim["latency_ms"]["median"]
+    assert slim["vs_reference"]["speedup_ci95"] is None
+    assert pi["latency_ms"] is None
+    assert result.verify(root) == []
+    left = place(server)
+    assert len(left) == 2
+    assert not any(name.endswith((".part", ".job")) for name in left)
+    assert not (server.home / ".cache/edgekit/busy").exists()
+    assert any(row[1] == "latency" for row in deploy.table([outcome]))
+
+
+def test_what_is_there_is_not_sent_again(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
+    proxy = Proxy(server.port)
+    settings = config(tmp_path, keys, proxy.port)
+    size = sum(p.stat().st_size for p in bundles["fp32"].iterdir())
+    assert go(bundles["fp32"], settings)[0].status == "ok"
+    first = proxy.sent
+    assert go(bundles["fp32"], settings)[0].status == "ok"
+    assert first > size
+    assert proxy.sent - first < size / 4
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "remedy"),
+    [
+        ({"key": "stranger"}, "refused the login", "ssh device"),
+        ({"known": "other_host"}, "not the one that is known", "ssh-keygen -R device"),
+        ({"known": None}, "never accepts one on its own", "fingerprint"),
+        ({"name": "no-such-host.invalid"}, "no such host name", "ssh/config"),
+        ({"port": 1}, "no ssh server listens", "port"),
+    ],
+)
+def test_each_failure_to_connect_is_told_apart(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, change: Any, problem: str, remedy: str
+) -> None:
+    settings = config(tmp_path, keys, change.pop("port", server.port), **change)
+    known = (tmp_path / "known_hosts").read_bytes()
+    (outcome,) = go(bundles["slim"], settings)
+    assert (outcome.status, outcome.exit_code) == ("unavailable", 4)
+    assert problem in outcome.reason
+    assert remedy in outcome.remedy
+    assert (tmp_path / "known_hosts").read_bytes() == known  # nothing was accepted
+    assert server.commands == []
+
+
+def test_a_device_without_python(bundles: dict[str, Path], keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    bare = Server(tmp_path / "home", tools(tmp_path / "bin", None), keys / "user", keys / "host")
+    bare.start()
+    try:
+        (outcome,) = go(bundles["slim"], config(tmp_path, keys, bare.port))
+    finally:
+        bare.stop()
+    assert outcome.status == "unavailable"
+    assert outcome.reason == "Python: none"
+    assert "apt install python3" in outcome.remedy
+    assert place(bare) == []
+    assert next(check.name for check in outcome.preflight if not check.ok) == "Python"
+
+
+def test_a_runtime_that_is_missing(bundles: dict[str, Path], keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    only_numpy = make.bare(tmp_path / "env", "numpy")
+    device = Server(tmp_path / "home", tools(tmp_path / "bin", only_numpy), keys / "user", keys / "host")
+    device.start()
+    try:
+        (outcome,) = go(bundles["slim"], config(tmp_path, keys, device.port))
+    finally:
+        device.stop()
+    assert outcome.reason == "onnxruntime: not installed"
+    assert "--install" in outcome.remedy
+    assert "onnxruntime==1.32.0" in outcome.remedy
+    assert place(device) == []
+
+
+def test_a_bundle_for_another_processor(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
+    (outcome,) = go(bundles["pi"], config(tmp_path, keys, server.port))
+    assert outcome.reason == "processor: x86_64"
+    assert "aarch64" in outcome.remedy
+
+
+def test_a_full_disk(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
+    """Writing fails in the middle of the model; nothing is run, and with room again it goes on."""
+    server.before = "ulimit -f 64"  # files of 32 KiB at most
+    settings = config(tmp_path, keys, server.port)
+    (outcome,) = go(bundles["fp32"], settings)
+    assert (outcome.status, outcome.exit_code) == ("unavailable", 4)
+    assert "can't store the bundle" in outcome.reason
+    assert all(name.endswith(".part") for name in place(server))
+    server.before = ""
+    assert go(bundles["fp32"], settings)[0].status == "ok"
+
+
+def test_a_disk_that_is_full_before_anything_is_sent(bundles: dict[str, Path], keys: Path, tmp_path: Path) -> None:
+    facts = {"arch": "x86_64", "python_version": "3.11.2", "free_kb": "900", "writable": "yes"}
+    checks = _preflight.judge(facts, bundle.read_bundle(bundles["slim"]), 10**6, install=False)
+    (disk,) = [check for check in checks if check.name == "free disk"]
+    assert not disk.ok
+    assert "free 20 MiB" in disk.remedy
+
+
+def test_a_real_full_file_system(bundles: dict[str, Path], keys: Path, python: Path, tmp_path: Path) -> None:
+    """A tmpfs of 64 KiB as the home folder, where this user may mount one."""
+    home = tmp_path / "tiny"
+    home.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(home)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a file system")
+    device = Server(home, tools(tmp_path / "bin", python), keys / "user", keys / "host")
+    device.start()
+    try:
+        (outcome,) = go(bundles["fp32"], config(tmp_path, keys, device.port))
+        assert outcome.reason.startswith("free disk: 0 MiB")
+        with pytest.raises(UnavailableError, match="No space left on device"):
+            _transfer.send(Remote("device", config(tmp_path, keys, device.port)),
+                           {"model.onnx": bundles["fp32"] / "model.onnx"}, "x")  # fmt: skip
+    finally:
+        device.stop()
+        subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def test_a_cut_connection_goes_on_where_it_broke(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path
+) -> None:
+    proxy = Proxy(server.port)
+    settings = config(tmp_path, keys, proxy.port)
+    remote = Remote("device", settings)
+    model = bundles["fp32"] / "model.onnx"
+    big = tmp_path / "big.bin"
+    big.write_bytes(np.random.default_rng(0).bytes(3_000_000))
+    proxy.budget = 1_500_000
+    _transfer.send(remote, {"big.bin": big, "model.onnx": model}, "there/files")
+    assert proxy.cuts == 1
+    assert (server.home / "there/files/big.bin").read_bytes() == big.read_bytes()
+    assert not (server.home / "there/files.part").exists()
+    assert proxy.sent < 4_500_000  # not twice
+
+
+def test_a_connection_that_stays_broken_leaves_no_bundle(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_remote.time, "sleep", lambda seconds: None)
+    proxy = Proxy(server.port)
+    settings = config(tmp_path, keys, proxy.port)
+    appended = Remote.append
+    monkeypatch.setattr(Remote, "append", lambda self, *a: (setattr(proxy, "budget", 20_000), appended(self, *a)))
+    (outcome,) = go(bundles["fp32"], settings)
+    assert outcome.status == "unavailable"
+    assert "broke 4 times" in outcome.reason
+    assert all(name.endswith(".part") for name in place(server))
+    monkeypatch.setattr(Remote, "append", appended)
+    proxy.budget = None
+    assert go(bundles["fp32"], settings)[0].status == "ok"
+
+
+def test_damage_on_the_way_is_mended(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
+    """A wrong file of full length and a foreign one lie in the half-copied folder."""
+    remote = Remote("device", config(tmp_path, keys, server.port))
+    part = server.home / "there.part"
+    part.mkdir()
+    data = (bundles["slim"] / "model.onnx").read_bytes()
+    (part / "model.onnx").write_bytes(b"x" * len(data))
+    (part / "foreign.bin").write_bytes(b"?")
+    _transfer.send(remote, {"model.onnx": bundles["slim"] / "model.onnx"}, "there")
+    assert {p.name: p.read_bytes() for p in (server.home / "there").iterdir()} == {"model.onnx": data}
+    (server.home / "there" / "model.onnx").write_bytes(b"later damage")
+    _transfer.send(remote, {"model.onnx": bundles["slim"] / "model.onnx"}, "there")
+    assert (server.home / "there" / "model.onnx").read_bytes() == data
+
+
+def test_the_job_outlives_the_connection(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link is cut for good while the device measures: the next call fetches that run's results."""
+    monkeypatch.setattr(deploy, "LOST_S", 1.0)
+    proxy = Proxy(server.port)
+    start = _job.start
+
+    def start_then_cut(*arguments: Any) -> None:
+        start(*arguments)
+        proxy.cut()
+
+    monkeypatch.setattr(_job, "start", start_then_cut)
+    (outcome,) = go(bundles["slim"], config(tmp_path, keys, proxy.port))
+    assert outcome.status == "unavailable"
+    assert "while the device worked" in outcome.reason
+    monkeypatch.setattr(_job, "start", lambda *a: pytest.fail("started again"))
+    (outcome,) = go(bundles["slim"], config(tmp_path, keys, server.port))
+    assert (outcome.status, outcome.resumed) == ("ok", True)
+    assert outcome.bench is not None
+    monkeypatch.setattr(_job, "start", start)
+    (outcome,) = go(bundles["slim"], config(tmp_path, keys, server.port))
+    assert (outcome.status, outcome.resumed) == ("ok", False)  # fetched once; a new call measures anew
+
+
+def test_a_job_that_is_killed(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = _job.start
+
+    def start_then_kill(remote: Remote, home: str, there: str, job: str, *rest: Any) -> None:
+        start(remote, home, there, job, *rest)
+        pid = server.home / job / "pid"
+        for _ in range(100):
+            if pid.exists() and pid.read_text().strip():
+                break
+            time.sleep(0.05)
+        os.killpg(int(pid.read_text()), 9)
+
+    monkeypatch.setattr(_job, "start", start_then_kill)
+    (outcome,) = go(bundles["slim"], config(tmp_path, keys, server.port))
+    assert outcome.status == "failed"
+    assert "ended on the device without a result" in outcome.reason
+    monkeypatch.setattr(_job, "start", start)
+    assert go(bundles["slim"], config(tmp_path, keys, server.port))[0].status == "ok"  # its lock is broken
+
+
+def test_a_remote_255_is_not_sshs(server: Server, keys: Path, tmp_path: Path) -> None:
+    remote = Remote("device", config(tmp_path, keys, server.port))
+    assert remote.script("echo hello; exit 255") == _remote.Answer(255, "hello\n")
+    server.before = "kill -9 $$"
+    with pytest.raises(UnavailableError, match="ran no shell script") as caught:
+        remote.script("echo hello")
+    assert caught.value.exit_code == 4
+    server.before = ""
+    proxy = Proxy(server.port)
+    through = Remote("device", config(tmp_path, keys, proxy.port))
+    threading.Timer(1.0, proxy.cut).start()
+    with pytest.raises(DroppedError):
+        through.script("sleep 20")
+
+
+def test_login_noise_and_escapes_do_not_matter(server: Server, keys: Path, tmp_path: Path) -> None:
+    server.before = "echo 'Welcome! edgekit-begin'; printf '\\033[31mred\\033[0m\\n'"
+    answer = Remote("device", config(tmp_path, keys, server.port)).script("printf 'a\\033[2Jb\\007\\r\\n'")
+    assert answer.out == "ab\n"
+
+
+def test_a_device_that_never_stops_talking(server: Server, keys: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="more than 2000000 bytes"):
+        Remote("device", config(tmp_path, keys, server.port)).script(
+            "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyy; done"
+        )
+
+
+BENCH = {
+    "latency_ms": {"median": 1.0, "p90": 1.0, "p99": None, "ci95": [1.0, 1.0], "runs": 9},
+    "first_inference_ms": 1.0,
+    "peak_rss_bytes": 5,
+    "numerics_only": "",
+    "device": {"arch": "x86_64"},
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "not json",
+        "[1]",
+        "[" * 50_000,
+        json.dumps({**BENCH, "latency_ms": {**BENCH["latency_ms"], "median": -1}}),  # type: ignore[dict-item]
+        json.dumps({**BENCH, "latency_ms": {**BENCH["latency_ms"], "median": "fast"}}),  # type: ignore[dict-item]
+        json.dumps({**BENCH, "latency_ms": {**BENCH["latency_ms"], "ci95": [1]}}),  # type: ignore[dict-item]
+        json.dumps({**BENCH, "latency_ms": {**BENCH["latency_ms"], "runs": 1.5}}),  # type: ignore[dict-item]
+        json.dumps({**BENCH, "latency_ms": {**BENCH["latency_ms"], "p90": float("inf")}}),  # type: ignore[dict-item]
+    ],
+)
+def test_reports_that_are_none(text: str) -> None:
+    assert _job._report("bench", text) is None
+
+
+def test_reports_keep_nothing_but_what_is_known() -> None:
+    told = _job._report("bench", json.dumps({**BENCH, "evil": "x" * 9, "peak_rss_bytes": "much", "before": [1]}))
+    assert told is not None
+    assert "evil" not in told
+    assert told["peak_rss_bytes"] is None
+    assert told["before"]["temperature_c"] is None
+    long = _job._report("check", json.dumps({"difference": 0, "tolerance": 1, "samples": 1, "files": 1,
+                                             "device": {"cpu": "y" * 999}}))  # fmt: skip
+    assert long is not None
+    assert len(long["device"]["cpu"]) == 200
+    assert _job._report("check", '{"error": "no", "remedy": 5}') == {"error": "no", "remedy": "5"}
+
+
+def test_several_devices_at_once(
+    rec: Path, bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path
+) -> None:
+    """Two names of one device, and one that is not there: the two wait for one another, the third stops nobody."""
+    root = shutil.copytree(rec, tmp_path / "rec")
+    settings = config(tmp_path, keys, server.port)
+    outcomes = go(bundles["slim"], settings, "device", "no-such-host.invalid", results=root)
+    assert [outcome.status for outcome in outcomes] == ["ok", "unavailable"]
+    row = result.load_results(root)["variants"][1]
+    assert [device["host"] for device in row["devices"]] == ["device", "no-such-host.invalid"]
+    assert row["latency_ms"] == outcomes[0].bench["latency_ms"]  # type: ignore[index]
+
+
+def test_wrong_outputs_on_the_device(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(bundles["slim"], tmp_path / "b")
+    with np.load(broken / "golden.npz") as file:
+        arrays = {name: file[name] * (2 if name.startswith("out:") else 1) for name in file.files}
+    golden.write(arrays, broken / "golden.npz")
+    manifest = json.loads((broken / "manifest.json").read_text())
+    manifest["files"]["golden.npz"] = bundle._facts(broken / "golden.npz")
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    (outcome,) = go(broken, config(tmp_path, keys, server.port))
+    assert (outcome.status, outcome.exit_code) == ("failed", 3)
+    assert "differs by" in outcome.reason
+    assert outcome.bench is None
+
+
+def test_an_emulated_device_gives_no_number(rec: Path, bundles: dict[str, Path]) -> None:
+    manifest = bundle.read_bundle(bundles["slim"])
+    bench = {**BENCH, "latency_ms": None, "numerics_only": "this processor is emulated", "before": None, "after": None}
+    outcome = deploy.Deployed("qemu", "ok", check={"difference": 0.0, "tolerance": 1.0}, bench=bench)
+    merged = deploy.merge(result.load_results(rec), manifest, [outcome])
+    row = merged["variants"][1]
+    assert row["status"] == "built"
+    assert row["latency_ms"] is None
+    assert row["devices"][0]["numerics_only"] == "this processor is emulated"
+    result.validate(merged)
+
+
+def test_nothing_is_sent_that_is_wrong_here(
+    rec: Path, bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, keys, server.port)
+    broken = shutil.copytree(bundles["slim"], tmp_path / "b")
+    data = bytearray((broken / "model.onnx").read_bytes())
+    data[100] ^= 1
+    (broken / "model.onnx").write_bytes(data)
+    with pytest.raises(InputError, match="was changed"):
+        go(broken, settings)
+    other = shutil.copytree(rec, tmp_path / "rec")
+    results = result.load_results(other)
+    results["variants"][1]["artifact"]["sha256"] = "0" * 64
+    result.write_results(results, other / "results.json")
+    with pytest.raises(InputError, match="is not in this record"):
+        go(bundles["slim"], settings, results=other)
+    for hosts in ((), ("device", "device"), ("-oProxyCommand=touch${IFS}x",), ("a b",), ("x;reboot",)):
+        with pytest.raises(InputError):
+            deploy.deploy(bundles["slim"], hosts, ssh_config=settings)
+    assert server.commands == []
+
+
+def test_an_archive_is_deployed_as_a_folder_is(rec: Path, server: Server, keys: Path, tmp_path: Path) -> None:
+    archive = bundle.bundle(rec, "x86-cpu", "slim", tmp_path / "b.zip", zip=True)
+    assert go(archive, config(tmp_path, keys, server.port))[0].status == "ok"
+
+
+def test_wheel_platforms_follow_the_c_library() -> None:
+    newest = _wheels.platforms({"arch": "aarch64", "libc": "glibc 2.31"})
+    assert newest[0] == "manylinux_2_31_aarch64"
+    assert newest[-2:] == ["manylinux_2_17_aarch64", "manylinux2014_aarch64"]
+    assert "manylinux_2_32_aarch64" not in newest
+
+
+def test_install_puts_the_runtime_there(bundles: dict[str, Path], keys: Path, tmp_path: Path) -> None:
+    """A device with a bare Python gets pip, numpy and ONNX Runtime as wheels, where an index can be reached."""
+    import sys
+
+    (tmp_path / "home").mkdir()
+    device = Server(tmp_path / "home", tools(tmp_path / "bin", Path(sys.base_prefix) / "bin" / "python3.11"),
+                    keys / "user", keys / "host")  # fmt: skip
+    facts = {"arch": platform.machine(), "libc": "glibc 2.36", "python_version": platform.python_version(),
+             "python_tag": f"cp{sys.version_info[0]}{sys.version_info[1]}"}  # fmt: skip
+    (tmp_path / "wheels").mkdir()
+    try:
+        _wheels.download(["numpy", "onnxruntime==1.32.0"], facts, tmp_path / "wheels")
+    except UnavailableError as error:
+        pytest.skip(f"no wheels: {error.problem[:100]}")
+    device.start()
+    try:
+        settings = config(tmp_path, keys, device.port)
+        for _ in range(2):  # the second finds the environment whole
+            (outcome,) = go(bundles["slim"], settings, install=True, wheel_folder=tmp_path / "wheels")
+            assert outcome.status == "ok", outcome.reason
+        assert outcome.bench is not None
+        envs = list((tmp_path / "home/.cache/edgekit/envs").iterdir())
+        assert len(envs) == 1
+    finally:
+        device.stop()
