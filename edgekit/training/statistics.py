@@ -55,15 +55,23 @@ def reestimate(module: nn.Module, batches: Iterable[Any], run: Callable[[Any], A
                 sums = {name: torch.zeros_like(buffer) for name, buffer in _floats(module) if name in momentum}
             _reset(module, momentum, 0.0)
             run(feeds)
-            for name, buffer in _floats(module):
-                if name in momentum:
-                    sums[name] += size * buffer / momentum[name]
+            seen = {name: buffer / momentum[name] for name, buffer in _floats(module) if name in momentum}
+            for name, value in seen.items():
+                mean = seen.get(_mean_of(name))
+                sums[name] += size * (value if mean is None else value + mean.square())
             count += size
+        totals = {name: value / count for name, value in sums.items()}
         for name, buffer in _floats(module):
-            if name in sums:
-                buffer.copy_(sums[name] / count)
+            if name in totals:
+                mean = totals.get(_mean_of(name))
+                buffer.copy_(totals[name] if mean is None else totals[name] - mean.square())
     module.eval()
     return len(sums)
+
+
+def _mean_of(name: str) -> str:
+    """The mean that belongs to a variance: batches differ in their means too. Empty for what is no variance."""
+    return name.removesuffix("var") + "mean" if name.endswith("running_var") else ""
 
 
 def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:
