@@ -140,7 +140,7 @@ def _metric(row: Row, then: Row, limit: float) -> Iterator[Check]:
     sign = 1 if row["metric"]["higher_is_better"] else -1
     drop = sign * (then["metric"]["value"] - row["metric"]["value"])
     what = f"the drop in {row['metric']['name']} against the baseline"
-    if _same_artifact(row, then):
+    if same_artifact(row, then):
         yield at_most(name, row, f"{what} (the same file)", drop, limit, FRACTION)
         return
     half = _half_width(row, then)
@@ -151,7 +151,8 @@ def _metric(row: Row, then: Row, limit: float) -> Iterator[Check]:
     yield at_most(name, row, what, drop, limit, FRACTION, ci)
 
 
-def _same_artifact(row: Row, then: Row) -> bool:
+def same_artifact(row: Row, then: Row) -> bool:
+    """Whether both rows are the very same files."""
     now_files, then_files = (
         sorted(f["sha256"] for f in (r.get("artifact") or {}).get("files") or ()) for r in (row, then)
     )

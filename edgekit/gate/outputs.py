@@ -52,7 +52,8 @@ def workflow_commands(verdict: dict[str, Any], limit: int = ANNOTATIONS) -> list
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    whole = text.encode(errors="replace").decode()  # a lone surrogate can't be printed
+    return whole.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
@@ -74,7 +75,7 @@ def _append(path: Path, text: str, limit: int | None = None) -> None:
         if limit is not None and size + len(text.encode()) > limit:
             console.warn(f"the step's summary is full ({size} bytes): the gate's verdict is not in it")
             return
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="replace") as file:
             file.write(text if text.endswith("\n") else text + "\n")
     except (OSError, EdgekitError) as error:
         console.warn(f"can't write {path}: {error}")
