@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Verdict:
             and boolean outputs the share of elements that differ.
         tolerance: What ``max_rel`` was held against.
         samples: How many samples were tried.
-        output: Index of the output that differs most.
+        output: Index of the output that differs most. trial: index of the trial in which it does.
     """
 
     agrees: bool
@@ -52,6 +52,7 @@ class Verdict:
     tolerance: float
     samples: int
     output: int = 0
+    trial: int = 0
 
     def parity(self) -> dict[str, Any]:
         """As the record tells it."""
@@ -88,19 +89,19 @@ def agree(
         tolerance: Greatest ``max_rel``; by default :data:`FLOOR`, or :data:`HALF_FLOOR` for 16-bit outputs.
     """
     tolerance = floor_of(outputs_a[0] if outputs_a else ()) if tolerance is None else tolerance
-    worst_abs, worst_rel, output, samples = 0.0, 0.0, 0, 0
+    worst_abs, worst_rel, output, trial, samples = 0.0, 0.0, 0, 0, 0
     counts = {len(o) for o in (*outputs_a, *outputs_b)}
     if len(counts) > 1 or len(outputs_a) != len(outputs_b):
         return Verdict(False, WORST, WORST, tolerance, 0)
     scales = [max(_scale(trial[i]) for trial in outputs_a) for i in range(counts.pop() if counts else 0)]
-    for trial_a, trial_b in zip(outputs_a, outputs_b, strict=True):
+    for number, (trial_a, trial_b) in enumerate(zip(outputs_a, outputs_b, strict=True)):
         samples += len(trial_a[0]) if trial_a and trial_a[0].ndim else 1
         for index, (x, y) in enumerate(zip(trial_a, trial_b, strict=True)):
             gap, relative = _gap(x, y, scales[index])
             worst_abs = max(worst_abs, gap)
             if relative > worst_rel:
-                worst_rel, output = relative, index
-    return Verdict(worst_rel <= tolerance, worst_abs, worst_rel, tolerance, samples, output)
+                worst_rel, output, trial = relative, index, number
+    return Verdict(worst_rel <= tolerance, worst_abs, worst_rel, tolerance, samples, output, trial)
 
 
 def check(reference: Runner, other: Runner, trials: Sequence[Feeds]) -> Verdict:
@@ -109,7 +110,8 @@ def check(reference: Runner, other: Runner, trials: Sequence[Feeds]) -> Verdict:
     Trials that ``reference`` itself refuses (a batch size it was not made for) are left out, but
     the first must run.
     """
-    kept, wanted = [], []
+    kept: list[int] = []
+    wanted: list[list[Array]] = []
     for number, feeds in enumerate(trials):
         try:
             wanted.append(list(reference(feeds)))
@@ -117,9 +119,10 @@ def check(reference: Runner, other: Runner, trials: Sequence[Feeds]) -> Verdict:
             if number == 0:
                 raise
             continue
-        kept.append(feeds)
-    tolerance = tolerance_of(reference, kept[0], wanted[0])
-    return agree(wanted, [list(other(feeds)) for feeds in kept], tolerance)
+        kept.append(number)
+    tolerance = tolerance_of(reference, trials[0], wanted[0])
+    verdict = agree(wanted, [list(other(trials[number])) for number in kept], tolerance)
+    return replace(verdict, trial=kept[verdict.trial])
 
 
 def floor_of(outputs: Sequence[Array]) -> float:

@@ -64,9 +64,10 @@ def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]
         onnxedit.fix_shapes(graph, section.shapes)
         example, dynamic = _reshaped(example, section.shapes), {}
     save(graph, Path(out))
-    verdict = agree.check(agree.torch_runner(module), _runtime(out), agree.trial_feeds(example, dynamic))
+    trials = agree.trial_feeds(example, dynamic)
+    verdict = agree.check(agree.torch_runner(module), _runtime(out), trials)
     if not verdict.agrees:
-        found = bisection.bisect_torch_onnx(model, out, example)
+        found = bisection.bisect_torch_onnx(model, out, trials[verdict.trial])
         raise _disagreement("export", "torch module", verdict, found)
     return {**_described(graph, Path(out)), "parity": verdict.parity()}
 
@@ -93,7 +94,8 @@ def simplify_job(model: str, out: str) -> dict[str, Any]:
         trials = agree.trial_feeds(*agree.example_for(before))
         verdict = agree.check(_runtime(source), _runtime(target), trials)
         if not verdict.agrees:
-            raise _disagreement("simplify", "export", verdict, bisection.bisect_onnx(model, out, trials[0]))
+            found = bisection.bisect_onnx(model, out, trials[verdict.trial])
+            raise _disagreement("simplify", "export", verdict, found)
     else:
         onnxfile.write_model(before, target)
     after = _load(target)

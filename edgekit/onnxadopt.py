@@ -41,25 +41,31 @@ def normalize(path: Path | str, out: Path | str, settings: ExportSection | None 
     """
     path = Path(path)
     require(path, "onnx")
-    section = (settings or ExportSection()).model_dump(mode="json")
+    job = {"model": str(path), "out": str(out), "settings": (settings or ExportSection()).model_dump(mode="json")}
     try:
-        made: dict[str, Any] = child.call(
-            "edgekit.onnxadopt:normalize_job", timeout_s=LIMIT_S, model=str(path), out=str(out), settings=section
-        )
-    except StageError as error:
-        raise InputError(
-            f"this ONNX file can't be taken in: {error.problem}",
-            where=str(path),
-            remedy="export the model again with a current version of its framework",
-            details=error.details,
-        ) from error
+        made = _attempt(job, convert=True)
+    except StageError:  # the version converter is native code too: crashed, or changed what the model computes
+        try:
+            made = _attempt(job, convert=False)
+        except StageError as error:
+            raise InputError(
+                f"this ONNX file can't be taken in: {error.problem}",
+                where=str(path),
+                remedy="export the model again with a current version of its framework",
+                details=error.details,
+            ) from error
     for text in made["warnings"]:
         warn(f"{path.name}: {text}")
     return made
 
 
-def normalize_job(model: str, out: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Child side of :func:`normalize`."""
+def _attempt(job: dict[str, Any], *, convert: bool) -> dict[str, Any]:
+    made: dict[str, Any] = child.call("edgekit.onnxadopt:normalize_job", timeout_s=LIMIT_S, convert=convert, **job)
+    return made
+
+
+def normalize_job(model: str, out: str, settings: dict[str, Any], convert: bool = True) -> dict[str, Any]:
+    """Child side of :func:`normalize`; ``convert``: whether an old opset is brought up to date."""
     from edgekit import onnxedit, onnxfile
     from edgekit.exporting import save
 
@@ -70,7 +76,7 @@ def normalize_job(model: str, out: str, settings: dict[str, Any]) -> dict[str, A
     warnings: list[str] = []
     proto = _plain(proto)
     _free_sizes(proto)
-    proto = _converted(proto, section.opset, warnings)
+    proto = _converted(proto, section.opset, warnings) if convert else proto
     graph = _to_ir(_inferred(proto, warnings))
     onnxedit.unique_names(graph)
     if section.shapes:

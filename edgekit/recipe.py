@@ -68,6 +68,7 @@ class TrainSection(Section):
         distill: Weight of the distillation from the original in the loss, 0 to 1; 1 needs no labels.
         temperature: Of the distillation.
         patience: Epochs without a better validation metric after which to stop; 0: never.
+        learn_scales: Of quantization-aware training: let it move the scales of weights and activations too.
         processes: Data-parallel processes, under ``torchrun``.
         torchrun: Further options for ``torchrun`` (``--nnodes=2`` …).
     """
@@ -82,6 +83,7 @@ class TrainSection(Section):
     distill: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
     patience: int = Field(0, ge=0)
+    learn_scales: bool = False
     processes: int = Field(1, ge=1)
     torchrun: tuple[str, ...] = ()
 
@@ -151,6 +153,12 @@ class Preprocess(Section):
     std: tuple[float, ...] = (1.0,)
     layout: Literal["nchw", "nhwc"] = "nchw"
     input: str = ""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Preprocess:
+        if not self.scale or not all(self.std) or not self.mean or not self.std:
+            raise ValueError("scale and std can't be zero, and mean and std need one value at least")
+        return self
 
 
 class ExportSection(Section):
