@@ -90,7 +90,7 @@ def _read_torch(path: Path) -> Any:
 def _refused(path: Path, message: str) -> InputError:
     import re
 
-    names = re.findall(r"GLOBAL ([\w.]+)", message)
+    names = re.findall(r"GLOBAL ([\w.]+)", message) or _asked_for(path)
     if not names:
         return InputError(
             "this torch file is damaged, or no pickle", where=str(path), remedy="copy or download it again"
@@ -101,6 +101,25 @@ def _refused(path: Path, message: str) -> InputError:
         remedy="where you trust it, save its weights only: torch.save(model.state_dict(), 'weights.pt')",
         details=message[:2000],
     )
+
+
+def _asked_for(path: Path) -> list[str]:
+    """What a bare pickle would import, read off its instructions without running one."""
+    import pickletools
+
+    names: list[str] = []
+    words: list[str] = []
+    try:
+        for operation, value, _ in pickletools.genops(path.read_bytes()):
+            if operation.name == "GLOBAL":
+                names.append(str(value).replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL":
+                names.append(".".join(words[-2:]))
+            elif isinstance(value, str):
+                words.append(value)
+    except ValueError:
+        pass  # damaged further on
+    return names
 
 
 def _unwrapped(value: Any, path: Path) -> dict[str, torch.Tensor]:
