@@ -91,6 +91,22 @@ def test_slowdown_is_of_speed_ups_with_both_intervals() -> None:
     assert check["ci"] == pytest.approx([math.exp(-half), math.exp(half)], rel=1e-3)
 
 
+def test_what_two_noisy_runs_of_one_file_can_not_tell_its_hash_does() -> None:
+    wide = row("int8", measured__speedup_ci99=[1.5, 2.5])
+    assert answers(against(record(row("fp32"), wide), record(row("fp32"), wide)))["max_slowdown"] is True
+    newer = row("int8", measured__speedup_ci99=[1.5, 2.5], measured__runtime="99.0")
+    assert answers(against(record(row("fp32"), wide), record(row("fp32"), newer)))["max_slowdown"] is None
+    slower = row("int8", vs_reference__speedup=1.5, measured__speedup_ci99=[1.48, 1.52])
+    assert answers(against(record(), record(row("fp32"), slower)))["max_slowdown"] is False
+
+
+def test_milliseconds_that_contradict_the_speed_up_never_pass() -> None:
+    slow = row("int8", latency_ms__median=2.0)
+    assert answers(against(record(), record(row("fp32"), slow)))["max_slowdown"] is False
+    fast = row("int8", latency_ms__median=0.5)
+    assert answers(against(record(), record(row("fp32"), fast)))["max_slowdown"] is None
+
+
 def test_another_cpu_compares_ratios_and_says_so() -> None:
     now = record(environment={"cpu": "Other CPU"})
     for r in now["variants"]:

@@ -100,6 +100,7 @@ def test_foreign_text_stays_text_in_markdown() -> None:
     text = gate_markdown.render(ALL)
     assert "<script>" not in text
     assert "@team" not in text
+    assert "#7" not in text
     assert "`x`" not in text.replace("\\`", "")
     assert not any(line.startswith("::") for line in text.splitlines())
     rows = [line for line in text.splitlines() if line.startswith("| ❌")]

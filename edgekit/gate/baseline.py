@@ -23,6 +23,7 @@ from edgekit.gate.check import (
 from edgekit.gate.limits import Row, distrust, failed, honest_interval, reference_ids, speed_interval
 from edgekit.recipe import BaselineSection
 
+CONTRADICTION = 0.1  # on the log scale: by how much two ways to the same ratio may differ in an honest record
 Slowdowns = dict[str, Check]  # row's id → a check of times measured again just now
 
 
@@ -88,7 +89,8 @@ def check_baseline(
         elif row["status"] == "unavailable":
             notes.append(f"{row['id']}: not compared with the baseline, it can't run here: {row.get('reason') or ''}")
         else:
-            checks += _compared(row, then, limits, slowdowns, notes, is_reference=row["id"] in references)
+            pair = _reference_of(row, results), _reference_of(then, baseline)
+            checks += _compared(row, then, limits, slowdowns, notes, pair, is_reference=row["id"] in references)
     fresh = [row for row in now.values() if row["status"] in ("ok", "built")]
     notes += [f"{row['id']}: not in the baseline: a new row" for row in fresh]
     return checks, notes
@@ -107,6 +109,7 @@ def _compared(
     limits: BaselineSection,
     slowdowns: Slowdowns | None,
     notes: list[str],
+    reference_pair: tuple[Row | None, Row | None],
     *,
     is_reference: bool,
 ) -> Iterator[Check]:
@@ -127,7 +130,7 @@ def _compared(
     elif is_reference:
         notes.extend(_moved(row, then))
     else:
-        yield _slowdown(row, then, limits.max_slowdown)
+        yield _slowdown(row, then, limits.max_slowdown, reference_pair)
 
 
 def _metric(row: Row, then: Row, limit: float) -> Iterator[Check]:
@@ -199,7 +202,12 @@ def _int8(row: Row, then: Row, limit: float) -> Iterator[Check]:
     )
 
 
-def _slowdown(row: Row, then: Row, limit: float) -> Check:
+def _reference_of(row: Row, results: dict[str, Any]) -> Row | None:
+    name = (row.get("vs_reference") or {}).get("id")
+    return next((r for r in results["variants"] if r["id"] == name), None)
+
+
+def _slowdown(row: Row, then: Row, limit: float, references: tuple[Row | None, Row | None]) -> Check:
     """Speed-up then over speed-up now: each run's own reference cancels the machine and the moment."""
     name = "baseline.max_slowdown"
     before, now = ((r.get("vs_reference") or {}).get("speedup") for r in (then, row))
@@ -210,9 +218,40 @@ def _slowdown(row: Row, then: Row, limit: float) -> Check:
     intervals = [speed_interval(then), speed_interval(row)]
     if None in intervals:
         return unknown(name, row, limit, "a speed-up has no exact interval: too few pairs of runs (8 are the least)")
-    ratio = before / now
+    what = "the slow-down against the baseline (by speed-ups)"
     ci = _quotient(before, now, [i for i in intervals if i])
-    return at_most(name, row, "the slow-down against the baseline (by speed-ups)", ratio, limit, RATIO, ci)
+    check = at_most(name, row, what, before / now, limit, RATIO, ci)
+    if check.passed is False:
+        return check
+    if contradiction := _contradiction(row, then, references, before / now, limit):
+        return contradiction
+    if check.passed is None and same_artifact(row, then) and _runtime(row) == _runtime(then):
+        # Two noisy measurements of one file by one runtime: what they can't tell, its hash does.
+        return at_most(name, row, f"{what}, of the same file in the same runtime,", 1.0, limit, RATIO)
+    return check
+
+
+def _contradiction(
+    row: Row, then: Row, references: tuple[Row | None, Row | None], by_speedups: float, limit: float
+) -> Check | None:
+    """In an honest record the milliseconds over the reference's say what the speed-ups say; else neither passes."""
+    times = [((r or {}).get("latency_ms") or {}).get("median") for r in (row, then, *references)]
+    if not all(times):
+        return None
+    now, before, reference_now, reference_before = times
+    by_times = (now / reference_now) / (before / reference_before)
+    if abs(math.log(by_times / by_speedups)) <= CONTRADICTION:
+        return None
+    name = "baseline.max_slowdown"
+    if by_times > limit:
+        what = "the slow-down against the baseline (by milliseconds over the reference's)"
+        return at_most(name, row, what, by_times, limit, RATIO)
+    says = f"milliseconds say {by_times:.3f}x, speed-ups {by_speedups:.3f}x: one of the records was changed by hand"
+    return unknown(name, row, limit, says, by_times)
+
+
+def _runtime(row: Row) -> tuple[Any, Any]:
+    return row.get("backend"), (row.get("measured") or {}).get("runtime")
 
 
 def _quotient(before: float, now: float, intervals: list[Interval]) -> Interval:

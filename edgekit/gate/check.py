@@ -68,6 +68,7 @@ def at_most(
     name: str, row: dict[str, Any], what: str, value: float, limit: float, unit: Unit, ci: Interval | None = None
 ) -> Check:
     """``value`` must not be above ``limit``; with an interval, only what lies wholly on one side is decided."""
+    value += 0.0  # no -0.0
     low, high = ci or (value, value)
     passed = True if high <= limit else False if low > limit else None
     return _check(name, row, f"{what} is", value, limit, "at most", unit, ci, passed, value - limit)

@@ -57,8 +57,8 @@ def escape(text: str) -> str:
     """Text that Markdown and HTML show as it is, in one line of a table."""
     flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     html = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # "@" and "#" would call people and link issues on GitHub.
-    return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html).replace("@", "@\u200b").replace("#", "#\u200b")
+    plain = re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html)
+    return re.sub(r"(?<!\w)([@#])", r"\1<!-- -->", plain)  # or GitHub would call people and link issues
 
 
 def _cut(lines: list[str], limit: int) -> str:
