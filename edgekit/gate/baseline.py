@@ -215,15 +215,16 @@ def _slowdown(row: Row, then: Row, limit: float, references: tuple[Row | None, R
         return unknown(name, row, limit, "no speed-up over the reference in both runs")
     if reason := distrust(row) or distrust(then):
         return unknown(name, row, limit, reason)
-    intervals = [speed_interval(then), speed_interval(row)]
-    if None in intervals:
-        return unknown(name, row, limit, "a speed-up has no exact interval: too few pairs of runs (8 are the least)")
-    what = "the slow-down against the baseline (by speed-ups)"
-    ci = _quotient(before, now, [i for i in intervals if i])
-    check = at_most(name, row, what, before / now, limit, RATIO, ci)
+    what, ratio = "the slow-down against the baseline (by speed-ups)", before / now
+    intervals = [i for i in (speed_interval(then), speed_interval(row)) if i]
+    if len(intervals) == 2:
+        check = at_most(name, row, what, ratio, limit, RATIO, _quotient(before, now, intervals))
+    else:
+        few = "a speed-up has no exact interval: too few pairs of runs (8 are the least)"
+        check = unknown(name, row, limit, few, ratio)
     if check.passed is False:
         return check
-    if contradiction := _contradiction(row, then, references, before / now, limit):
+    if contradiction := _contradiction(row, then, references, ratio, limit):
         return contradiction
     if check.passed is None and same_artifact(row, then) and _runtime(row) == _runtime(then):
         # Two noisy measurements of one file by one runtime: what they can't tell, its hash does.
@@ -238,7 +239,7 @@ def _contradiction(
     times = [((r or {}).get("latency_ms") or {}).get("median") for r in (row, then, *references)]
     if not all(times):
         return None
-    now, before, reference_now, reference_before = times
+    now, before, reference_now, reference_before = (float(t) for t in times if t)
     by_times = (now / reference_now) / (before / reference_before)
     if abs(math.log(by_times / by_speedups)) <= CONTRADICTION:
         return None

@@ -28,7 +28,7 @@ WORKER = "edgekit.measure.worker:work"
 TIMEOUT_S = 900.0  # for one process: a compiler inside a runtime may take minutes, a hung one must not take the run
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """A model to measure.
 
