@@ -28,7 +28,7 @@ class Pruned:
         macs: Multiply-adds of one sample, before and after.
         parameters: Elements of all parameters, before and after.
         kept: Layers whose channels all stayed: ``{"layer", "reason"}``.
-        table: One row for each layer: ``layer``, ``kind``, ``channels``, ``macs`` and ``parameters``, each (before, after).
+        table: One row for each layer: ``layer``, ``kind``; ``channels``, ``macs``, ``parameters`` as (before, after).
         parity: The greatest relative difference from the original with the removed channels held at zero.
         notes: What else is worth knowing.
         steps: What was decided in each iteration (for :meth:`origin`).

@@ -5,6 +5,7 @@ Norm layers and means over channels take their statistics over the channels that
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.fx import Node
 from edgekit.pruners._coupling import Analysis, Value
 from edgekit.pruners._rewrite import Cut
 
+TOLERANCE = 1e-4  # greatest relative difference of an output that counts as rounding
+NODE_TOLERANCE = 1e-2  # the same of a value on the way, where differences of near equals may be amplified
 STATISTICS = ("layer_norm", "group_norm", "rms_norm", "mean", "var", "std")
 
 
@@ -24,25 +27,19 @@ class Masked(torch.fx.Interpreter):
         analysis: What the coupling found.
         cut: What goes.
         nodes: Old node → node of the pruned graph.
-        pruned: The pruned graph's values by node, to compare each with; None: only run.
     """
 
-    def __init__(self, analysis: Analysis, cut: Cut, nodes: dict[Node, Node], pruned: dict[Node, Any] | None) -> None:
+    def __init__(self, analysis: Analysis, cut: Cut, nodes: dict[Node, Node]) -> None:
         super().__init__(analysis.module, garbage_collect_values=True)
-        self.analysis, self.cut, self.twins, self.pruned = analysis, cut, nodes, pruned
-        self.first: tuple[Node, float] | None = None
+        self.analysis, self.cut, self.twins = analysis, cut, nodes
 
     def run_node(self, n: Node) -> Any:
         value = self.analysis.values.get(n)
         over = n.op == "call_function" and self._over_channels(n)
         result = self._over_kept(n) if over else super().run_node(n)
         if isinstance(value, list):
-            result = [self._masked(r, v) for r, v in zip(result, value, strict=True)]
-        elif isinstance(value, Value):
-            result = self._masked(result, value)
-        if self.pruned is not None and self.first is None:
-            self._compare(n, result, value)
-        return result
+            return [self._masked(r, v) for r, v in zip(result, value, strict=True)]
+        return self._masked(result, value)
 
     def _masked(self, result: Any, value: Any) -> Any:
         if not isinstance(result, Tensor) or not isinstance(value, Value):
@@ -84,30 +81,6 @@ class Masked(torch.fx.Interpreter):
         full[self.cut.take(places, value.layers).reshape(-1)] = result.reshape(-1)
         return full.reshape(value.shape)
 
-    def _compare(self, n: Node, result: Any, value: Any) -> None:
-        if not isinstance(result, Tensor) or not isinstance(value, Value) or not result.is_floating_point():
-            return
-        other = self.pruned[self.twins[n]] if self.pruned else None
-        if not isinstance(other, Tensor):
-            return
-        mine = self.cut.take(result, value.layers)
-        worst = difference(mine, other) if mine.shape == other.shape else float("inf")
-        if not worst <= 1e-3:
-            self.first = (n, worst)
-
-
-class _Kept(torch.fx.Interpreter):
-    """Runs a graph and keeps every value."""
-
-    def __init__(self, module: Any) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.kept: dict[Node, Any] = {}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        self.kept[n] = result.clone() if isinstance(result, Tensor) else result
-        return result
-
 
 def difference(a: Tensor, b: Tensor) -> float:
     """The greatest difference relative to the greatest value; infinite where one is not finite."""
@@ -123,40 +96,83 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What the comparison of a pruned graph with the masked original found.
+
+    Attributes:
+        worst: The greatest relative difference over all outputs; infinite where it could not be run.
+        culprit: The first node of the original at which the pruned graph fails or differs; None where none does.
+        how: What is wrong there.
+    """
+
+    worst: float
+    culprit: Node | None = None
+    how: str = ""
+
+
 @torch.no_grad()
-def parity(analysis: Analysis, cut: Cut, nodes: dict[Node, Node], pruned: Any, feeds: list[Any]) -> float:
-    """The greatest relative difference between the pruned module and the masked original over all outputs."""
-    flat = [f.clone() if isinstance(f, Tensor) else f for f in feeds]
-    masked = Masked(analysis, cut, nodes, None).run(*flat, enable_io_processing=False)
-    flat = [f.clone() if isinstance(f, Tensor) else f for f in feeds]
-    small = torch.fx.Interpreter(pruned).run(*flat, enable_io_processing=False)
+def prove(analysis: Analysis, cut: Cut, nodes: dict[Node, Node], pruned: Any, feeds: list[Any]) -> Proof:
+    """Run both graphs side by side and compare every value, so that no small output hides a large error.
+
+    Args:
+        feeds: The flat example inputs.
+    """
+    masked, small = _Stepper(Masked(analysis, cut, nodes), feeds), _Stepper(torch.fx.Interpreter(pruned), feeds)
+    waiting = iter(pruned.graph.nodes)
+    for node in analysis.module.graph.nodes:
+        expected = masked.step(node)
+        try:
+            for new in waiting:
+                found = small.step(new)
+                if new is nodes[node]:
+                    break
+        except Exception as error:  # a size that was not rewritten
+            return Proof(float("inf"), node, (str(error).strip().splitlines() or [type(error).__name__])[0][:160])
+        if node.op == "output":
+            return _outputs(expected, found, node)
+        wrong = 0.0 if node.op == "get_attr" else _differs(analysis, cut, node, expected, found)
+        if wrong > NODE_TOLERANCE:
+            return Proof(wrong, node, f"it differs by {wrong:.1e} from the masked original")
+    return Proof(float("inf"))
+
+
+class _Stepper:
+    """An interpreter that is driven node by node, and forgets what nobody reads any more."""
+
+    def __init__(self, runner: torch.fx.Interpreter, feeds: list[Any]) -> None:
+        self.runner = runner
+        runner.args_iter = iter([f.clone() if isinstance(f, Tensor) else f for f in feeds])
+        self.uses = {n: len(n.users) for n in runner.graph.nodes}
+
+    def step(self, node: Node) -> Any:
+        result = self.runner.env[node] = self.runner.run_node(node)
+        for source in node.all_input_nodes:
+            self.uses[source] -= 1
+            if not self.uses[source] and source.op != "get_attr":
+                del self.runner.env[source]
+        return result
+
+
+def _differs(analysis: Analysis, cut: Cut, node: Node, expected: Any, found: Any) -> float:
+    value = analysis.values.get(node)
+    if not isinstance(expected, Tensor) or not isinstance(value, Value) or not isinstance(found, Tensor):
+        return 0.0
+    mine = cut.take(expected, value.layers)
+    if mine.shape != found.shape:
+        return float("inf")
+    return difference(mine, found) if mine.is_floating_point() else 0.0
+
+
+def _outputs(expected: Any, found: Any, node: Node) -> Proof:
     worst = 0.0
-    for a, b in zip(_tensors(masked), _tensors(small), strict=True):
-        if a.shape != b.shape:
-            return float("inf")
-        worst = max(worst, difference(a, b))
-    return worst
+    for a, b in zip(tensors(expected), tensors(found), strict=True):
+        worst = max(worst, difference(a, b) if a.shape == b.shape else float("inf"))
+    if worst <= TOLERANCE:
+        return Proof(worst)
+    return Proof(worst, node, f"the outputs differ by {worst:.1e} from the masked original's")
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
+def tensors(outputs: Any) -> list[Tensor]:
+    """The tensors in what a graph returns."""
     return [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
-
-
-@torch.no_grad()
-def culprit(analysis: Analysis, cut: Cut, nodes: dict[Node, Node], pruned: Any, feeds: list[Any]) -> tuple[Node, str]:
-    """The first node of the original at which the pruned graph fails or differs, and how."""
-    runner = _Kept(pruned)
-    flat = [f.clone() if isinstance(f, Tensor) else f for f in feeds]
-    try:
-        runner.run(*flat, enable_io_processing=False)
-    except Exception as error:
-        back = {new: old for old, new in nodes.items()}
-        failed = next(n for n in pruned.graph.nodes if n not in runner.kept)
-        return back.get(failed, next(iter(back.values()))), str(error).strip().splitlines()[0][:160]
-    flat = [f.clone() if isinstance(f, Tensor) else f for f in feeds]
-    masked = Masked(analysis, cut, nodes, runner.kept)
-    masked.run(*flat, enable_io_processing=False)
-    if masked.first is None:
-        last = list(analysis.module.graph.nodes)[-1]
-        return last, "the outputs differ"
-    return masked.first[0], f"it differs by {masked.first[1]:.1e} from the masked original"

@@ -14,14 +14,13 @@ from torch.fx import Node
 from edgekit._graphmodule import Exported
 from edgekit.errors import InputError
 from edgekit.pruners import _macs
-from edgekit.pruners._check import culprit, parity
+from edgekit.pruners._check import prove
 from edgekit.pruners._coupling import Analysis, Value, analyse, module_of, shapes_of
 from edgekit.pruners._groups import Group, Rank, axes, bundled, groups, scores
 from edgekit.pruners._ids import Components, components
 from edgekit.pruners._normal import normalise
 from edgekit.pruners._rewrite import Cut, rewrite
 
-TOLERANCE = 1e-4  # greatest relative difference from the masked original that counts as rounding
 ATTEMPTS = 24
 
 
@@ -103,16 +102,12 @@ def prune_once(
         plan = planned(module, shapes, wish, rank, gradients, banned)
         cut = plan.cut((choose or chosen)(plan, wish))
         pruned, nodes = rewrite(module, plan.analysis, cut)
-        try:
-            worst = parity(plan.analysis, cut, nodes, pruned, feeds)
-        except Exception:  # a size that was not rewritten: found and put back below
-            worst = float("inf")
-        if worst <= TOLERANCE:
-            return Outcome(pruned, plan, cut, worst)
-        node, how = culprit(plan.analysis, cut, nodes, pruned, feeds)
-        if node.name in banned:
+        proof = prove(plan.analysis, cut, nodes, pruned, feeds)
+        if proof.culprit is None:
+            return Outcome(pruned, plan, cut, proof.worst)
+        if proof.culprit.name in banned:
             break
-        banned[node.name] = f"it could not be proved at '{node.name}' ({how}) and was put back"
+        banned[proof.culprit.name] = f"it could not be proved at '{proof.culprit.name}' ({proof.how}) and was put back"
     whole = Cut(plan.solved, torch.zeros(plan.solved.count, dtype=torch.bool))
     untouched, _ = rewrite(module, plan.analysis, whole)
     return Outcome(untouched, plan, whole, 0.0)

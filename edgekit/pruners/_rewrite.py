@@ -130,7 +130,7 @@ class Rewrite:
             if old == new or size == -1:
                 found.append(size)
             elif isinstance(size, Node):
-                whole = self.graph.call_function(operator.mul, (size, new))
+                whole = self.graph.call_function(operator.mul, (self.nodes[size], new))
                 found.append(self.graph.call_function(operator.floordiv, (whole, old)))
             else:
                 found.append(new)

@@ -293,7 +293,8 @@ WINDOWS = {
     2: "avg_pool2d.default max_pool2d.default max_pool2d_with_indices.default adaptive_avg_pool2d.default"
     " adaptive_max_pool2d.default upsample_nearest2d.vec upsample_bilinear2d.vec upsample_bicubic2d.vec"
     " upsample_nearest2d.default upsample_bilinear2d.default upsample_bicubic2d.default _upsample_bilinear2d_aa.default"
-    " _upsample_bicubic2d_aa.default _upsample_nearest_exact2d.vec _adaptive_avg_pool2d.default reflection_pad2d.default replication_pad2d.default grid_sampler.default grid_sampler_2d.default",
+    " _upsample_bicubic2d_aa.default _upsample_nearest_exact2d.vec _adaptive_avg_pool2d.default"
+    " reflection_pad2d.default replication_pad2d.default grid_sampler.default grid_sampler_2d.default",
     3: "avg_pool3d.default max_pool3d.default max_pool3d_with_indices.default adaptive_avg_pool3d.default"
     " upsample_nearest3d.vec upsample_trilinear3d.vec adaptive_max_pool3d.default",
 }

@@ -57,9 +57,9 @@ def view(state: Analysis, node: Node) -> Value:
             if o > d and ids.shape[o] > 1:
                 ids = state.ids.tie_along(ids, o, f"{describe(node)} interleaves it")
         moved = _regrouped(ids, x.shape, new, groups)
-        ways = [o for o in outside if new[o] > 1]
+        ways = [o for o in outside if moved.shape[o] > 1] or [o for o in outside if new[o] > 1]
         if len(ways) > 1:
-            moved, place = _divided(state, node, moved, ways, inside, x)
+            moved, place = _divided(state, node, moved, ways)
         else:
             place = ways[0]
         if place in layers:
@@ -77,12 +77,14 @@ def _regrouped(ids: Tensor, old: tuple[int, ...], new: tuple[int, ...], groups: 
         full += [old[i] if varies else 1 for i in inside]
         for o in outside:
             sizes[o] = new[o] if varies else 1
-    return ids.expand(full).reshape(sizes)
+    moved = ids.expand(full).reshape(sizes)
+    for d, size in enumerate(moved.shape):  # a dimension along which nothing varies carries no channels
+        if size > 1 and bool((moved == moved.narrow(d, 0, 1)).all()):
+            moved = moved.narrow(d, 0, 1)
+    return moved
 
 
-def _divided(
-    state: Analysis, node: Node, ids: Tensor, ways: list[int], inside: list[int], x: Value
-) -> tuple[Tensor, int]:
+def _divided(state: Analysis, node: Node, ids: Tensor, ways: list[int]) -> tuple[Tensor, int]:
     """Channels that become several dimensions are taken from one of them: the last, unless chosen otherwise."""
     state.splits.setdefault(node.name, ids)
     chosen = state.packing.get(node.name, 0) % len(ways)

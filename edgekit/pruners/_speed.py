@@ -1,0 +1,303 @@
+"""``target_speedup``: widths chosen by the time they save on the target for each share of the output they disturb.
+
+Layers are costed alone (:mod:`edgekit.pruners._cost`); channels then go, group by group, to
+whichever measured width saves most time for what it costs in output. The path of ever smaller
+models is searched for the one that reaches the goal by measuring whole models against the
+original, interleaved, as the line will build them.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgekit import child
+from edgekit._graphmodule import Exported
+from edgekit.console import note, progress
+from edgekit.errors import InputError
+from edgekit.pruners import _cost
+from edgekit.pruners._macs import macs_of
+from edgekit.pruners._plan import Plan, feeds_for
+from edgekit.pruners._rewrite import Cut, rewrite
+from edgekit.pruners._rules_math import bound
+from edgekit.target import Target
+
+SLACK = 0.03  # a goal counts as reached this far below it: what a short measurement can't tell apart
+TRIALS = 6
+SAMPLES = 64
+LEAST = 0.125  # of a group's channels that stay
+
+
+@dataclass
+class Descent:
+    """Ever smaller models: for each, which bundles go, and the predicted time as a share of the original's."""
+
+    gone: list[Tensor]
+    predicted: list[float]
+
+
+def choose(
+    plan: Plan, goal: float, latency: Mapping[str, Any], module: Exported, calibration: Any
+) -> tuple[Tensor, float, list[str]]:
+    """Bundles to remove so that the model runs ``goal`` times as fast on the target.
+
+    Returns:
+        Bool (bundles,), the measured speed-up, and notes.
+
+    Raises:
+        InputError: No width that was tried reaches the goal; says what could be reached.
+    """
+    target = Target.model_validate(latency["target"])
+    precision = str(latency.get("precision", "fp32"))
+    steps = [_widths(len(group.members)) for group in plan.groups]
+    costs = _Costs(plan, steps, target, precision)
+    losses = _losses(plan, steps, module, calibration)
+    path = _descend(plan, steps, costs, losses, goal)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        line = _Line(plan, target, precision, Path(folder), calibration)
+        return _searched(plan, path, goal, line)
+
+
+def _widths(count: int) -> list[int]:
+    """The widths at which a group of so many channels is costed, widest first."""
+    step = max(1, 4 if count <= 32 else 8 if count <= 128 else 16 if count <= 256 else count // 16)
+    least = max(1, math.ceil(count * LEAST))
+    return [count, *(w for w in range(count // step * step, 0, -step) if least <= w < count)]
+
+
+def _order(plan: Plan) -> list[Tensor]:
+    """Each group's members, weakest first."""
+    return [g.members[plan.importance[g.members].argsort(stable=True)] for g in plan.groups]
+
+
+def _gone(plan: Plan, order: list[Tensor], kept: list[int]) -> Tensor:
+    gone = torch.zeros(plan.solved.count, dtype=torch.bool)
+    for members, width in zip(order, kept, strict=True):
+        gone[members[: len(members) - width]] = True
+    return gone
+
+
+class _Costs:
+    """Predicted milliseconds of the layers of a cut."""
+
+    def __init__(self, plan: Plan, steps: list[list[int]], target: Target, precision: str) -> None:
+        self.plan = plan
+        self.nodes = [n for n in plan.costly if _spec(plan, n, plan.cut(_none(plan)), target.run.batch)]
+        self.batch = target.run.batch
+        order = _order(plan)
+        wanted: set[_cost.Spec] = set()
+        for node in self.nodes:
+            near = [i for i, g in enumerate(plan.groups) if self._touches(node, g.members)]
+            for kept in _combinations(steps, near):
+                cut = plan.cut(_gone(plan, order, kept))
+                spec = _spec(plan, node, cut, self.batch)
+                assert spec is not None
+                wanted.add(spec)
+        note(f"timing {len(wanted)} layers at their widths on {target.name} ({precision})")
+        self.times = _cost.measured(wanted, target, precision)
+        whole = plan.cut(_none(plan))
+        known = sum(macs_of(plan.analysis, n, whole.shape) for n in self.nodes)
+        self.per_mac = sum(self.times[s] for n in self.nodes if (s := _spec(plan, n, whole, self.batch))) / max(
+            known, 1
+        )
+
+    def _touches(self, node: Node, members: Tensor) -> bool:
+        solved, mine = self.plan.solved, set(members.tolist())
+        for n in (node, *node.all_input_nodes):
+            value = self.plan.analysis.values.get(n)
+            for v in value if isinstance(value, list) else [value]:
+                for ids in v.layers.values() if v is not None else ():
+                    if mine & set(solved.of[ids].reshape(-1).tolist()):
+                        return True
+        return False
+
+    def of(self, cut: Cut) -> float:
+        """Milliseconds of all layers that multiply."""
+        total = 0.0
+        for node in self.plan.costly:
+            spec = _spec(self.plan, node, cut, self.batch) if node in self.nodes else None
+            known = self.times.get(spec) if spec else None
+            total += macs_of(self.plan.analysis, node, cut.shape) * self.per_mac if known is None else known
+        return total
+
+
+def _combinations(steps: list[list[int]], near: list[int]) -> Iterable[list[int]]:
+    """Widths of the groups that a layer touches: all pairs where it touches two, each alone where more."""
+    base = [s[0] for s in steps]
+    yield base
+    for place, i in enumerate(near):
+        for width in steps[i]:
+            one = [width if n == i else w for n, w in enumerate(base)]
+            yield one
+            for j in near[place + 1 :] if len(near) <= 3 else ():
+                for other in steps[j]:
+                    yield [other if n == j else w for n, w in enumerate(one)]
+
+
+def _none(plan: Plan) -> Tensor:
+    return torch.zeros(plan.solved.count, dtype=torch.bool)
+
+
+def _spec(plan: Plan, node: Node, cut: Cut, batch: int) -> _cost.Spec | None:
+    """A layer at the sizes of a cut, as :mod:`_cost` builds it; None for what it does not build."""
+    named, name = bound(node), str(node.target)
+    if name in ("aten.conv2d.default", "aten.conv1d.default") and "weight" in named:
+        x, weight = cut.shape(plan.analysis.value(named["input"])), cut.shape(plan.analysis.value(named["weight"]))
+        rank = len(weight) - 2
+        each = [
+            list(v) * rank if len(v) == 1 else list(v) for v in (named["stride"], named["padding"], named["dilation"])
+        ]
+        groups = x[1] // weight[1]
+        pads = tuple(each[1] * 2)
+        return ("conv", (batch, *x[1:]), weight, tuple(each[0]), pads, tuple(each[2]), groups)
+    if name == "aten.linear.default":
+        x, weight = cut.shape(plan.analysis.value(named["input"])), cut.shape(plan.analysis.value(named["weight"]))
+        rows = batch * math.prod(x[1:-1])
+        return ("gemm", rows, weight[1], weight[0])
+    return None
+
+
+@torch.no_grad()
+def _losses(plan: Plan, steps: list[list[int]], module: Exported, calibration: Any) -> list[list[float]]:
+    """How much the outputs move when one group alone is cut to each of its widths (relative squared error)."""
+    from edgekit.pruners._sensitivity import disturbances
+
+    return disturbances(plan, steps, _order(plan), samples(module, calibration))
+
+
+def samples(module: Exported, calibration: Any) -> list[Any]:
+    """Flat inputs to judge by: calibration samples, or the example."""
+    from edgekit.exported import feeds_of
+
+    feeds = feeds_for(module)
+    if calibration is None or not all("name" in leaf for leaf in module.meta["edgekit"]["leaves"]):
+        return feeds
+    found: list[Tensor] = []
+    for inputs, _ in calibration:
+        batch = list(feeds_of(module, inputs).values())
+        found = [torch.cat([a, b]) for a, b in zip(found, batch, strict=True)] if found else batch
+        if len(found[0]) >= SAMPLES:
+            break
+    return [t[:SAMPLES] for t in found] or feeds
+
+
+def _descend(plan: Plan, steps: list[list[int]], costs: _Costs, losses: list[list[float]], goal: float) -> Descent:
+    """Cut, step by step, whichever group to whichever width saves most time for each bit of output disturbed."""
+    order = _order(plan)
+    at = [0] * len(steps)
+    kept = [s[0] for s in steps]
+    now = whole = costs.of(plan.cut(_none(plan)))
+    path = Descent([_none(plan)], [1.0])
+    while now > whole / (goal * 1.6):
+        best: tuple[float, int, int, float] | None = None
+        for g, widths in enumerate(steps):
+            for place in range(at[g] + 1, len(widths)):
+                trial = [widths[place] if n == g else w for n, w in enumerate(kept)]
+                then = costs.of(plan.cut(_gone(plan, order, trial)))
+                price = max(losses[g][place] - losses[g][at[g]], 1e-9)
+                if then < now and (best is None or (now - then) / price > best[0]):
+                    best = ((now - then) / price, g, place, then)
+        if best is None:
+            break
+        _, g, place, now = best
+        at[g], kept[g] = place, steps[g][place]
+        path.gone.append(_gone(plan, order, kept))
+        path.predicted.append(now / whole)
+    return path
+
+
+class _Line:
+    """Builds whole models as the line will, and measures them against the original, interleaved."""
+
+    def __init__(self, plan: Plan, target: Target, precision: str, folder: Path, calibration: Any) -> None:
+        self.plan, self.target, self.precision, self.folder = plan, target, precision, folder
+        self.calibration = calibration
+        self.built: dict[int, Path] = {}
+        self.speeds: dict[int, float] = {}
+
+    def speed(self, number: int, gone: Tensor) -> float:
+        """The measured speed-up of one model of the path over the original."""
+        from edgekit.measure import Row, measure_rows
+        from edgekit.recipe import MeasureSection
+
+        if number not in self.speeds:
+            pair = (("original", 0, _none(self.plan)), ("pruned", number, gone))
+            rows = [Row(id=name, artifact=self._build(n, g), backend=self.target.backend) for name, n, g in pair]
+            settings = MeasureSection(pairs=5, max_pairs=8, budget_s=60, precision=0.02)
+            measured = measure_rows(rows, self.target, settings)[1]
+            self.speeds[number] = float(measured.speedup or 0.0)
+        return self.speeds[number]
+
+    def _build(self, number: int, gone: Tensor) -> Path:
+        if number in self.built:
+            return self.built[number]
+        from edgekit.exported import save
+
+        pruned, _ = rewrite(self.plan.analysis.module, self.plan.analysis, self.plan.cut(gone))
+        stem = self.folder / str(number)
+        save(pruned, f"{stem}.pt2")
+        self._call("edgekit.exporting:export_job", model=f"{stem}.pt2", settings={}, out=f"{stem}.onnx")
+        self._call("edgekit.exporting:simplify_job", model=f"{stem}.onnx", out=f"{stem}.simple.onnx")
+        source = f"{stem}.simple.onnx"
+        if self.precision == "int8":
+            aim, spool = self.target.model_dump(mode="json"), str(self.calibration.folder)
+            settings = {"method": "static", "samples": SAMPLES}
+            self._call(
+                "edgekit.quantizers:quantize_job",
+                model=source,
+                out=f"{stem}.int8.onnx",
+                calibration=spool,
+                target=aim,
+                settings=settings,
+            )
+            source = f"{stem}.int8.onnx"
+        made = self._call(
+            "edgekit.backends:compile_job", model=source, target=self.target.model_dump(mode="json"), out=f"{stem}.out"
+        )
+        self.built[number] = Path(f"{stem}.out") / made["path"]
+        return self.built[number]
+
+    def _call(self, job: str, **arguments: Any) -> Any:
+        return child.call(job, **arguments)
+
+
+def _searched(plan: Plan, path: Descent, goal: float, line: _Line) -> tuple[Tensor, float, list[str]]:
+    """The first model of the path that reaches the goal, found by measuring a few of them."""
+    last = len(path.gone) - 1
+    factor = 1.0  # measured speed-up against the predicted one, both less 1
+    tried: dict[int, float] = {}
+    low, high = 0, last + 1
+    with progress("measuring candidates", TRIALS) as advance:
+        for _ in range(TRIALS):
+            wanted = 1 + (goal - 1) / max(factor, 0.05)
+            guess = next((i for i, share in enumerate(path.predicted) if 1 / share >= wanted), last)
+            guess = min(max(guess, low + 1), high - 1, last)
+            if guess <= low or guess in tried:
+                break
+            tried[guess] = line.speed(guess, path.gone[guess])
+            advance(1)
+            factor = max((tried[guess] - 1) / max(1 / path.predicted[guess] - 1, 1e-6), 0.05)
+            if tried[guess] >= goal * (1 - SLACK):
+                high = guess
+            else:
+                low = guess
+            if high - low <= 1:
+                break
+    reached = {i: s for i, s in tried.items() if s >= goal * (1 - SLACK)}
+    if not reached:
+        best = max(tried.values(), default=1.0)
+        raise InputError(
+            f"the goal of {goal:.2f} times as fast can't be reached: {best:.2f} was measured at the smallest widths",
+            remedy=f"ask for at most {best:.2f}, protect fewer layers, or choose a smaller model",
+        )
+    chosen = min(reached)
+    spoken = [f"{tried[i]:.2f}x measured where {1 / path.predicted[i]:.2f}x was predicted" for i in sorted(tried)]
+    return path.gone[chosen], tried[chosen], [f"whole models: {'; '.join(spoken)}"]
