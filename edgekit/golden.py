@@ -97,7 +97,7 @@ def golden_job(
         "samples": len(next(iter(feeds.values()))),
         "origin": "test data" if inputs else "seeded noise",
         "tolerance": _tolerance(session, feeds, outputs, TOLERANCE[integer, backend != aim.backend]),
-        "options": _options(aim),
+        "options": _options(Path(artifact), aim),
     }
 
 
@@ -148,12 +148,16 @@ def _tolerance(session: Session, feeds: dict[str, Array], outputs: Sequence[Arra
     return float(max(floor, nudged))
 
 
-def _options(target: Target) -> dict[str, Any]:
+def _options(artifact: Path, target: Target) -> dict[str, Any]:
+    """The target's options, and what this very artifact needs besides to run as it was measured."""
     from edgekit import backends
 
     room: Any = backends.load(target.backend)
-    checked = room.Options.model_validate(target.options).model_dump(mode="json")
-    return dict(checked)
+    if hasattr(room, "options_for") and not target.compile_on_device:
+        checked = room.options_for(artifact, target)
+    else:
+        checked = backends.options_of(room.Options, target)
+    return dict(checked.model_dump(mode="json"))
 
 
 def _told(port: Port) -> dict[str, Any]:

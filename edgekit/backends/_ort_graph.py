@@ -20,6 +20,7 @@ INTEGER_OPERATORS = (
 )
 PROFILER_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64"}
 ONNX_TYPES = {1: "fp32", 10: "fp16", 16: "bf16", 11: "fp64"}
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 INT8 = 3  # of onnx.TensorProto
 NEEDS_OUTPUT = ("Conv", "FusedConv", "NhwcFusedConv")  # the integer convolution writes integers only
 
@@ -96,6 +97,19 @@ def layer_precisions(model: Path, inputs: Iterable[Port], *, arch: str, seen: bo
     ]
 
 
+def leaves_float(model: Path) -> bool:
+    """Whether a Q/DQ file quantizes the weights of some layers and leaves those of others, fed by integers, in float.
+
+    Such a layer was put back to float on purpose; a file that quantizes no weights leaves them to the runtime.
+    """
+    import onnx
+
+    graph = _Graph.of(onnx.load(str(model), load_external_data=False).graph)
+    weighted = [n for n in graph.producers.values() if n.op_type in WEIGHTED and graph.dequantized(n.input[0])]
+    floats = [n for n in weighted if graph.types.get(n.input[1]) in ONNX_TYPES and n.input[1] not in graph.producers]
+    return bool(floats) and len(floats) < len(weighted)
+
+
 def _layer(node: onnx.NodeProto, macs: int, graph: _Graph, arch: str, seen: bool) -> LayerPrecision:
     bits = next((a.i for a in node.attribute if a.name == "bits"), 8)
     integer = is_integer(node.op_type)
@@ -149,8 +163,10 @@ class _Graph:
         return self.types.get(node.input[0] if node.op_type == "DequantizeLinear" else node.output[0], 0)
 
     def dequantized(self, name: str) -> onnx.NodeProto | None:
-        """The DequantizeLinear that makes this value, if one does."""
+        """The DequantizeLinear that makes this value, if one does; changes of layout between don't count."""
         node = self.producers.get(name)
+        while node is not None and node.op_type in ("ReorderInput", "ReorderOutput", "Transpose"):
+            node = self.producers.get(node.input[0])
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
@@ -166,7 +182,7 @@ def _reason(node: onnx.NodeProto, graph: _Graph, arch: str) -> str:
         made = f"made in float by {source.op_type} '{source.name}'" if source else "the model's own float input"
         return f"its input is not quantized ({made})"
     if weight is None:
-        return "its weight is not quantized"
+        return "its weight was left in float"
     if len(node.input) > 2 and node.input[2] and graph.dequantized(node.input[2]) is None:
         return "its bias is float: integer kernels want an int32 bias with the scale of input times weight"
     readers = graph.readers.get(node.output[0], [])

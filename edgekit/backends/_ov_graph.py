@@ -116,7 +116,7 @@ def _reason(layer: Layer, quantized: bool) -> str:
     if data != "int8" and weight == "int8":
         return f"its input arrives as {data}: no quantize/dequantize pair stands there, or it could not be fused"
     if data == "int8":
-        return "its weight is not quantized"
+        return "its weight was left in float"
     return "it was left in float: no quantize/dequantize pair stands at its input and weight"
 
 

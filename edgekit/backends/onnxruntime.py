@@ -6,6 +6,7 @@ How far depends on where it will run: see :func:`_saved_level`.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -73,6 +74,25 @@ class Options(BaseModel):
     session: dict[str, str] = Field(default_factory=dict)
 
 
+# ONNX Runtime quantizes float weights between Q/DQ by itself, also of a layer that was put back to float for its
+# accuracy. A file with such layers is marked at its end (as metadata of the model, which any reader skips).
+KEEP_FLOAT = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
+MARK = b"\x72\x17\x0a\x12edgekit.keep_float\x12\x011"  # metadata_props {key: edgekit.keep_float, value: 1}
+
+
+def options_for(artifact: Path, target: Target) -> Options:
+    """A target's options, with the session entries that this very artifact needs to run as it was measured.
+
+    Raises:
+        InputError: See :func:`edgekit.backends.options_of`.
+    """
+    options = options_of(Options, target)
+    with artifact.open("rb") as file:
+        file.seek(-min(len(MARK), artifact.stat().st_size), os.SEEK_END)
+        marked = file.read() == MARK
+    return options.model_copy(update={"session": {**KEEP_FLOAT, **options.session}}) if marked else options
+
+
 def version() -> str:
     """ONNX Runtime's version."""
     return str(_runtime().__version__)
@@ -99,12 +119,18 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
     options = options_of(Options, target)
     check_file(model, (".onnx",))
     artifact = out / f"model.{options.format}"
+    keep_float = importlib.util.find_spec("onnx") is not None and _ort_graph.leaves_float(model)
+    if keep_float:
+        options = options.model_copy(update={"session": {**KEEP_FLOAT, **options.session}})
     settings = _settings(target, options, _saved_level(target, options))
     settings.optimized_model_filepath = str(artifact)
     settings.add_session_config_entry("session.save_model_format", options.format.upper())
     if _is_large(model):
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.data")
     _create(model, settings, _providers(options))
+    if keep_float and options.format == "onnx":
+        with artifact.open("ab") as file:
+            file.write(MARK)
     return artifact
 
 
@@ -115,8 +141,8 @@ def open_model(artifact: Path, target: Target) -> _Session:
         InputError: Not a model, or one too new for this runtime.
         UnavailableError: An operator or provider is missing.
     """
-    options = options_of(Options, target)
     check_file(artifact, KINDS)
+    options = options_for(artifact, target)
     return _Session(_create(artifact, _settings(target, options, "all"), _providers(options)))
 
 
@@ -125,12 +151,12 @@ def profile(artifact: Path, target: Target, feeds: Feeds) -> list[LayerTime]:
 
     The profiler counts whole microseconds, and costs some itself: read the times as shares.
     """
+    check_file(artifact, KINDS)
+    options = options_for(artifact, target)
     with tempfile.TemporaryDirectory(prefix="edgekit-profile-") as folder:
-        options = options_of(Options, target)
         settings = _settings(target, options, "all")
         settings.enable_profiling = True
         settings.profile_file_prefix = str(Path(folder, "trace"))
-        check_file(artifact, KINDS)
         session = _Session(_create(artifact, settings, _providers(options)))
         check_feeds(session.inputs, feeds)
         deadline = time.monotonic() + PROFILE_S
@@ -150,8 +176,8 @@ def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
     Raises:
         InputError, UnavailableError: As :func:`open_model`.
     """
-    options = options_of(Options, target)
     check_file(artifact, KINDS)
+    options = options_for(artifact, target)
     seen = target.device.arch in ("", platform.machine())
     with tempfile.TemporaryDirectory(prefix="edgekit-layers-") as folder:
         settings = _settings(target, options, "all" if seen else "basic")
