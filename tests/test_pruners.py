@@ -597,3 +597,37 @@ def test_saved_loaded_pruned_again_and_trained(tmp_path: Any) -> None:
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.5 * losses[0]
+
+
+# ── sparsity without smaller shapes ──────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_unstructured_sparsity_is_kept_by_training_and_saving(scope: str, tmp_path: Any) -> None:
+    model = model_of()
+    result = edgekit.prune(model, IMAGE, ratio=0.5, method="unstructured", scope=scope)
+    assert "50%" in result.notes[0]
+    assert "run as long as before" in result.notes[0]
+    loaded = edgekit.load(result.save(tmp_path / "m.pt2"))
+    zeros = loaded.state_dict()["b.weight"] == 0
+    assert 0.2 < zeros.float().mean() < 0.8
+    optimizer = torch.optim.SGD(loaded.train().parameters(), 0.1)
+    loaded(IMAGE).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(loaded.state_dict()["b.weight"] == 0, zeros)
+    for name in ("a", "b", "head"):
+        weight = model.get_submodule(name).weight
+        small = weight.detach().abs() * (result.model.state_dict()[f"{name}.weight"] == 0)
+        big = weight.detach().abs()[result.model.state_dict()[f"{name}.weight"] != 0]
+        assert scope == "global" or small.max() <= big.min()
+
+
+def test_two_of_four_weights_stay() -> None:
+    result = edgekit.prune(model_of(), IMAGE, method="nm")
+    weight = result.model.state_dict()["b.weight"].movedim(1, -1).reshape(-1, 4)
+    assert ((weight != 0).sum(1) == 2).all()
+    kept, gone = (weight.abs().topk(2, 1).values.min(1).values, (weight == 0).sum())
+    assert kept.min() > 0
+    assert gone == weight.numel() // 2
+    assert (result.model.state_dict()["a.weight"] != 0).all()  # three inputs do not divide by four
+    assert "TensorRT" in result.notes[0]

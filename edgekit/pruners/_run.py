@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from edgekit._graphmodule import Exported
 from edgekit.errors import InputError
-from edgekit.pruners import Pruned, _macs
+from edgekit.pruners import Pruned, _macs, _mask
 from edgekit.pruners._coupling import Value, attribute
 from edgekit.pruners._plan import Outcome, Wish, layer_name, prune_once
 
@@ -26,6 +28,10 @@ def pruned(
     wish = Wish(**{k: settings[k] for k in Wish.__dataclass_fields__ if k in settings})
     if hasattr(member, "SCOPE") and "scope" not in settings:
         wish = Wish(**{**vars(wish), "scope": member.SCOPE})
+    if hasattr(member, "masks"):
+        return _mask.apply(module, settings, member)
+    if goal := settings.get("target_speedup"):
+        return _fast(module, wish, float(goal), member, calibration, latency)
     steps = int(settings.get("iterations", 1))
     current = module
     outcomes: list[Outcome] = []
@@ -73,8 +79,6 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
 
     if calibration is None:
         raise InputError("this method needs data to take gradients on", remedy="give calibration batches with labels")
-    import copy
-
     twin = copy.deepcopy(module).eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -90,6 +94,28 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
             loss = torch.nn.functional.cross_entropy(classes, target.long())
         loss.backward()
     return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+
+
+def _fast(
+    module: Exported, wish: Wish, goal: float, member: Any, calibration: Any, latency: Mapping[str, Any] | None
+) -> Pruned:
+    """Prune until the model is ``goal`` times as fast on the target, as measured there."""
+    from edgekit.pruners import _speed
+
+    if latency is None:
+        raise InputError("target_speedup needs a target to measure on", remedy="name one, or use target_macs")
+    if latency.get("precision") == "int8" and calibration is None:
+        raise InputError("target_speedup at int8 needs calibration data", remedy="give [data] a calibration split")
+    gradients = _gradients(module, calibration) if getattr(member, "NEEDS_GRADIENTS", False) else None
+    said: list[str] = []
+
+    def choose(plan: Any, _: Wish) -> Tensor:
+        gone, speed, notes = _speed.choose(plan, goal, latency, module, calibration)
+        said[:] = [f"{speed:.2f} times as fast on {latency['target']['name']}, measured", *notes]
+        return gone
+
+    result = _result([prune_once(module, wish, member.rank, gradients, choose)])
+    return dataclasses.replace(result, notes=tuple(said))
 
 
 def _result(outcomes: list[Outcome]) -> Pruned:
