@@ -64,7 +64,7 @@ def insert(
     values = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
     integer = set(chosen)
     for name in plan.activations:
-        _activation(model.graph, values[name], affines[name], plan.activations[name], integer)
+        _activation(model.graph, values[name], affines[name], plan.activations[name], integer, scheme)
     model = common.RemoveUnusedNodesPass()(model).model
     return common.TopologicalSortPass()(model).model
 
@@ -167,15 +167,19 @@ def _constant_operand(graph: ir.Graph, node: ir.Node, index: int, scheme: Scheme
     node.replace_input_with(index, _dequantized(graph, node, stem, _integers.quantize(array, affine), affine, None))
 
 
-def _activation(graph: ir.Graph, value: ir.Value, affine: Affine, leader: str, integer: set[ir.Node]) -> None:
+def _activation(
+    graph: ir.Graph, value: ir.Value, affine: Affine, leader: str, integer: set[ir.Node], scheme: Scheme
+) -> None:
     """Put Q and DQ behind a value; who read it reads the DQ."""
     import onnx_ir as ir
 
     name = value.name or ""
-    source = _through_clip(value, affine)
+    source = _through_clip(value, affine, scheme)
     maker = source.producer()
     made_of_integers = maker in integer or (maker is not None and _clipped_integers(maker, integer))
-    uses = [(u.node, u.idx) for u in value.uses() if made_of_integers or source is not value or u.node in integer]
+    everyone = made_of_integers or source is not value
+    skips = {"Add"} if scheme.quantize_skips else set()
+    uses = [(u.node, u.idx) for u in value.uses() if everyone or u.node in integer or u.node.op_type in skips]
     if not uses and not value.is_graph_output():
         return
     scale = add_constant(graph, f"{leader}_scale", affine.scale)
@@ -200,10 +204,10 @@ def _clipped_integers(maker: ir.Node, integer: set[ir.Node]) -> bool:
     return maker.op_type in CLIPS and reads is not None and reads.producer() in integer
 
 
-def _through_clip(value: ir.Value, affine: Affine) -> ir.Value:
+def _through_clip(value: ir.Value, affine: Affine, scheme: Scheme) -> ir.Value:
     """What Q reads: the input of a Relu or Clip whose work the integers' saturation does, else the value."""
     maker = value.producer()
-    if maker is None or maker.op_type not in CLIPS:
+    if maker is None or maker.op_type not in CLIPS or not scheme.absorb_clip:
         return value
     reads = maker.inputs[0]
     if reads is None or len(reads.consumers()) != 1 or reads.is_graph_output():

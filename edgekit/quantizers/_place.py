@@ -161,14 +161,23 @@ def _integer_nodes(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str])
 
 
 def _follows(node: ir.Node, scheme: Scheme, integer: set[ir.Value], anyway: set[ir.Value]) -> bool:
-    """Whether all that a node reads is integer: made so, or made so anyway for a compute node beside it."""
+    """Whether all that a node reads is integer: made so, made so anyway for a compute node beside it, or cheaply."""
     if node.op_type not in scheme.elementwise and node.op_type not in MOVERS:
         return False
     values = [value for _, value in data_inputs(node, scheme)]
     if node.op_type in MOVERS or node.op_type == "Concat":
         return all(v in integer for v in values)
-    fixed = [v for v in values if constant(v) is not None and _is_float(v)]
-    return any(v in integer for v in values) and all(v in integer or v in anyway or v in fixed for v in values)
+    return any(v in integer for v in values) and all(
+        v in integer or v in anyway or (_is_float(v) and (constant(v) is not None or _is_small(v, node)))
+        for v in values
+    )
+
+
+def _is_small(value: ir.Value, node: ir.Node) -> bool:
+    """Whether an operand is a vector beside a map (a gate of channels): to quantize it costs nothing."""
+    if value.shape is None or len(value.shape) != 4 or node.op_type != "Mul":
+        return False
+    return list(value.shape)[2:] == [1, 1] and value.dtype == node.outputs[0].dtype
 
 
 def _output_is_integer(node: ir.Node, scheme: Scheme) -> bool:
