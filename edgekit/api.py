@@ -98,28 +98,30 @@ def compile(model_path: str | Path, target: str | Target = "x86-cpu", out: str |
 
 def _to_onnx(model: Any, example: Any, section: ExportSection, out: Path) -> dict[str, Any]:
     """Write the unsimplified graph."""
-    from edgekit import onnxfile
+    from edgekit import exported, onnxfile
 
     settings = section.model_dump(mode="json")
     if isinstance(model, str | Path):
         if onnxfile.sniff(model) == "onnx":
             return onnxfile.normalize(model, out, section)
-        source = Path(model)
-    else:
-        source = _captured(model, example, section, out.parent.parent)
+        model = exported.load(model)
+    source = _captured(model, example, section, out.parent.parent)
     return child.call("edgekit.exporting:export_job", model=str(source), settings=settings, out=str(out))
 
 
 def _captured(model: nn.Module, example: Any, section: ExportSection, folder: Path) -> Path:
-    from edgekit import exported, exporting
+    from edgekit import exported
+    from edgekit.preprocessing import with_preprocessing
 
+    if example is None and exported.is_exported(model):
+        example = exported.signature(model).example
+    if example is None:
+        raise InputError(
+            "no example inputs were given", remedy="pass a tensor, tuple or dict that the model can be called with"
+        )
+    if section.preprocess:
+        model, example = with_preprocessing(model, example, section.preprocess)
     if not exported.is_exported(model):
-        if example is None:
-            raise InputError(
-                "no example inputs were given", remedy="pass a tensor, tuple or dict that the model can be called with"
-            )
-        if section.preprocess:
-            model, example = exporting.with_preprocessing(model, example, section.preprocess)
         model = exported.capture(
             model, example, dynamic_batch=section.dynamic_batch, dynamic_axes=section.dynamic_axes or None
         )

@@ -8,9 +8,6 @@ first node that is wrong and the user's module behind it.
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,19 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import agree, bisection, child
 from edgekit.errors import EdgekitError, InputError, StageError
-from edgekit.recipe import ExportSection, Preprocess
+from edgekit.recipe import ExportSection
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
     import torch
-    from torch import nn
 
     Array = np.ndarray[Any, Any]
 
 SIMPLIFY_S = 900.0
 GROWTH = 1.02  # a "simplified" file larger than this many times the original is not taken
-INLINE_BYTES = 2 * 1024**3 - 64 * 1024**2  # protobuf's limit of 2 GiB, less room for the graph
 
 
 def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]:
@@ -151,83 +146,10 @@ def save(graph: ir.Model, path: Path) -> None:
     import onnx_ir as ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    from edgekit.onnxfile import INLINE_BYTES
+
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     ir.save(graph, path, external_data=f"{path.name}.data" if size > INLINE_BYTES else None)
-
-
-def with_preprocessing(module: nn.Module, example: Any, settings: Preprocess) -> tuple[nn.Module, Any]:
-    """The module with its preprocessing inside, and the example as a device would feed it: raw uint8.
-
-    Args:
-        module: The user's; it is copied. State-dict names stay.
-        example: Its example inputs.
-        settings: What is folded in.
-
-    Raises:
-        InputError: No such input, or statistics for another number of channels.
-    """
-    import torch
-    from torch.utils import _pytree as pytree
-
-    from edgekit import onnxedit
-    from edgekit._capture import arguments
-
-    twin = copy.deepcopy(module)
-    inner, shape = twin.forward, inspect.signature(twin.forward)
-    args, kwargs = arguments(example, list(shape.parameters))
-    names, leaves, spec = _named_leaves(shape, args, kwargs)
-    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-    place = tensors[onnxedit.chosen_index([names[i] for i in tensors], settings)]
-    fold, unfold = _folded(settings, leaves[place])
-
-    @functools.wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        _, found, spec = _named_leaves(shape, args, kwargs)
-        found[place] = fold(found[place])
-        bound = inspect.BoundArguments(shape, pytree.tree_unflatten(found, spec))
-        return inner(*bound.args, **bound.kwargs)
-
-    leaves[place] = unfold(leaves[place])
-    twin.forward = forward
-    filled = inspect.BoundArguments(shape, pytree.tree_unflatten(leaves, spec))
-    return twin, (dict(filled.arguments) if kwargs else tuple(filled.args))
-
-
-def _named_leaves(
-    shape: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[str], list[Any], Any]:
-    """The leaves of a call's arguments, named as the export names them."""
-    from torch.utils import _pytree as pytree
-
-    bound = shape.bind_partial(*args, **kwargs).arguments
-    found, spec = pytree.tree_flatten_with_path(dict(bound))
-    keys = [[str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", "")))) for k in path] for path, _ in found]
-    return ["_".join(parts) for parts in keys], [leaf for _, leaf in found], spec
-
-
-def _folded(settings: Preprocess, like: torch.Tensor) -> tuple[Any, Any]:
-    """Raw → what the model takes, and the way back for the example."""
-    import torch
-
-    from edgekit import onnxedit
-
-    kind = like.dtype if like.is_floating_point() else torch.float32
-    channel = -1 if settings.layout == "nhwc" and not like.is_floating_point() else 1
-    factor, offset = onnxedit.affine(settings, like.shape[channel])
-    spread = (1, -1, *[1] * (like.dim() - 2))
-    scale, shift = (torch.as_tensor(c).reshape(spread).to(kind) for c in (factor, offset))
-
-    def fold(raw: torch.Tensor) -> torch.Tensor:
-        planes = raw.movedim(-1, 1) if settings.layout == "nhwc" else raw
-        return planes.to(kind) * scale + shift
-
-    def unfold(value: torch.Tensor) -> torch.Tensor:
-        if not value.is_floating_point():
-            return value.to(torch.uint8)
-        raw = ((value - shift) / scale).round().clamp(0, 255).to(torch.uint8)
-        return raw.movedim(1, -1).contiguous() if settings.layout == "nhwc" else raw
-
-    return fold, unfold
 
 
 # ── what the jobs are made of ────────────────────────────────────────────────────────────

@@ -70,6 +70,8 @@ def load_job(model: dict[str, Any], base: str, seed: int, export: dict[str, Any]
 
     if path:
         captured = exported.load(path)
+        if settings.preprocess:
+            captured, _ = _with_preprocessing(captured, None, settings.preprocess)
     else:
         module, example = build(section, Path(base), seed)
         if settings.preprocess:
@@ -129,9 +131,9 @@ def build(section: ModelSection, base: Path, seed: int) -> tuple[nn.Module, Any]
 
 def _with_preprocessing(module: nn.Module, example: Any, settings: Preprocess) -> tuple[nn.Module, Any]:
     """Wrap the model so that its input is what the device feeds: raw uint8."""
-    from edgekit import exporting
+    from edgekit.preprocessing import with_preprocessing
 
-    return exporting.with_preprocessing(module, example, settings)
+    return with_preprocessing(module, example, settings)
 
 
 def _state_digest(module: nn.Module) -> str:

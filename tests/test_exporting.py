@@ -21,6 +21,7 @@ from edgekit.agree import trial_feeds
 from edgekit.errors import InputError, StageError
 from edgekit.onnxedit import MODULE_KEY, SOURCE_KEY
 from edgekit.ortrun import Runtime
+from edgekit.preprocessing import with_preprocessing
 from edgekit.recipe import ExportSection, Preprocess
 
 
@@ -215,17 +216,35 @@ def test_preprocessing_is_folded_in(tmp_path: Path, layout: str) -> None:
 def test_preprocessing_names_its_input_among_several() -> None:
     module, example = Two(), (torch.rand(2, 4), torch.rand(2, 3))
     with pytest.raises(InputError, match="several inputs") as error:
-        exporting.with_preprocessing(module, example, Preprocess())
+        with_preprocessing(module, example, Preprocess())
     assert "'a', 'b'" in error.value.remedy
-    twin, raw = exporting.with_preprocessing(module, example, Preprocess(input="b", mean=(0.0, 0.5, 1.0), std=(1.0,)))
+    twin, raw = with_preprocessing(module, example, Preprocess(input="b", mean=(0.0, 0.5, 1.0), std=(1.0,)))
     assert raw[1].dtype == torch.uint8
     x = raw[1] / 255 - torch.tensor([0.0, 0.5, 1.0])
     assert torch.allclose(twin(*raw)["score"], module(raw[0], x)["score"], atol=1e-6)
     by_name = {"a": example[0], "b": example[1]}
-    _, raw_by_name = exporting.with_preprocessing(module, by_name, Preprocess(input="b"))
+    _, raw_by_name = with_preprocessing(module, by_name, Preprocess(input="b"))
     assert set(raw_by_name) == {"a", "b"}
     with pytest.raises(InputError, match="channels"):
-        exporting.with_preprocessing(module, example, Preprocess(input="b", mean=(0.1, 0.2), std=(1.0, 1.0)))
+        with_preprocessing(module, example, Preprocess(input="b", mean=(0.1, 0.2), std=(1.0, 1.0)))
+
+
+@pytest.mark.parametrize("already", [False, True], ids=["module", "exported"])
+def test_preprocessing_keeps_the_weights_trainable_under_their_names(already: bool) -> None:
+    module: nn.Module = Cnn().eval()
+    example = torch.rand(2, 3, 8, 8)
+    names = {name for name, _ in module.named_parameters()}
+    if already:
+        module = exported.capture(module, example)
+    made = exported.capture(*with_preprocessing(module, example, Preprocess(scale=1 / 255, mean=(0.5,), std=(0.25,))))
+    assert {name for name, _ in made.named_parameters()} == names
+    raw = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(made(raw), module((raw / 255 - 0.5) / 0.25), atol=1e-5)
+        next(p for n, p in made.named_parameters() if n == "head.bias").add_(1.0)
+        assert torch.allclose(made(raw), module((raw / 255 - 0.5) / 0.25) + 1.0, atol=1e-5)
+    stacks = [node.meta.get("nn_module_stack") for node in made.graph.nodes if "conv2d" in node.name]
+    assert list(stacks[0].values())[-1][0] == "body.0"
 
 
 def test_preprocessing_that_divides_by_zero_is_refused() -> None:
@@ -328,7 +347,6 @@ def test_a_graph_that_the_runtime_can_not_load_fails_by_name(tmp_path: Path, mon
 
 @pytest.mark.usefixtures("at_once")
 def test_weights_beyond_the_limit_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "INLINE_BYTES", 1000)
     monkeypatch.setattr(onnxfile, "INLINE_BYTES", 1000)
     raw, simple = tmp_path / "raw" / "m.onnx", tmp_path / "simple" / "m.onnx"
     made = exporting.export_job(str(captured("mlp", tmp_path)), {}, str(raw))
