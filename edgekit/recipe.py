@@ -121,6 +121,10 @@ class QuantizeSection(Section):
         calibration: How ranges are found: ``auto``, ``minmax``, ``average``, ``percentile``, ``entropy``, ``mse``.
         samples: Calibration samples at most.
         max_drop: Limit on the metric's drop; layers that cost most go back to float until it holds.
+        bits: Of a weight, for ``weight_only`` (4 or 8) and ``binary`` (1, or 2 for ternary).
+        block: Values of a weight that share a scale, for ``weight_only``.
+        clusters: Values that a weight may take, for ``clustered``.
+        layers: Only these layers (``fnmatch`` patterns), for ``clustered`` and ``binary``.
         train: Training of ``qat``.
     """
 
@@ -128,6 +132,10 @@ class QuantizeSection(Section):
     calibration: Literal["auto", "minmax", "average", "percentile", "entropy", "mse"] = "auto"
     samples: int = Field(512, ge=1)
     max_drop: float | None = Field(None, ge=0)
+    bits: Literal[1, 2, 4, 8] | None = None
+    block: Literal[16, 32, 64, 128, 256] = 32
+    clusters: int = Field(16, ge=2, le=256)
+    layers: tuple[str, ...] = ()
     train: TrainSection = TrainSection(epochs=2, optimizer="adam", weight_decay=0.0, distill=1.0, temperature=1.0)
 
     @field_validator("method")

@@ -13,7 +13,7 @@ from edgekit.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-# Where a model file is opened, by its ending: a function ``(path, source: Path | None) -> Trainee``.
+# Where a model file is opened, by its ending: a function like :func:`open_trainee`.
 OPENERS = {
     ".pt2": "edgekit.training.models:open_exported",
     ".onnx": "edgekit.quantizers._torch_graph:open_trainee",
@@ -35,12 +35,13 @@ class Trainee:
     save: Callable[[Path], object]
 
 
-def open_trainee(path: Path, source: Path | None = None) -> Trainee:
+def open_trainee(path: Path, source: Path | None = None, *, learn_scales: bool = False) -> Trainee:
     """Open a ``.pt2`` or ``.onnx`` file.
 
     Args:
         path: The model.
         source: The float model that a Q/DQ ``.onnx`` was made from: its weights are finer than the stored integers.
+        learn_scales: Of a Q/DQ ``.onnx``: train its scales too.
 
     Raises:
         InputError: Another kind of file.
@@ -49,12 +50,12 @@ def open_trainee(path: Path, source: Path | None = None) -> Trainee:
     if path.suffix not in OPENERS:
         raise InputError(f"can't train a '{path.suffix}' file", where=str(path), remedy="give a .pt2 or an .onnx file")
     module, _, name = OPENERS[path.suffix].partition(":")
-    opened: Trainee = getattr(importlib.import_module(module), name)(path, source)
+    opened: Trainee = getattr(importlib.import_module(module), name)(path, source, learn_scales=learn_scales)
     return opened
 
 
-def open_exported(path: Path, source: Path | None = None) -> Trainee:
-    """Open an exported module."""
+def open_exported(path: Path, source: Path | None = None, *, learn_scales: bool = False) -> Trainee:
+    """Open an exported module, which has neither integers nor scales."""
     from edgekit import exported
 
     captured = exported.load(path)

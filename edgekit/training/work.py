@@ -31,7 +31,9 @@ def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = N
         As :func:`edgekit.training.train`.
     """
     teacher = _teacher(job)
-    student = open_trainee(Path(job.student), Path(job.weights) if job.weights else None)
+    student = open_trainee(
+        Path(job.student), Path(job.weights) if job.weights else None, learn_scales=job.settings.learn_scales
+    )
     metric = metrics.load(job.metric, Path(job.base)) if job.metric else None
     train, validation = _splits(job, data)
     labelled = validation is not None and next(iter(validation))[1] is not None
