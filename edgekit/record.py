@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekit
-from edgekit import child, console, evaluate, gate, inspection, machine, report, result
+from edgekit import child, console, evaluate, gate, golden, inspection, machine, report, result
 from edgekit.backends import LayerPrecision, conversions, int8_macs_share
 from edgekit.errors import EdgekitError, InputError
 from edgekit.store import sha256_file, sha256_json, write_bytes, write_error
@@ -119,6 +119,8 @@ def write(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -
         "gate": {"passed": None, "checks": []},
         "warnings": console.warnings(),
     }
+    if test := shop.split("test"):
+        results["golden"] = golden.keep(test, folder)  # a bundle made from this record proves itself on these
     results["gate"] = gate.judge(results, shop.recipe.gate)
     result.write_results(results, folder / RESULTS)
     report.write(results, folder)
@@ -151,6 +153,7 @@ def _row(shop: Workshop, row: Row, rows: list[Row], folder: Path) -> dict[str, A
         "peak_rss_bytes": measured.get("peak_rss_bytes"),
         "measured": _beside(measured, artifact, folder, route.id) if finished else None,
         "scheme": route.target.quantize.model_dump(mode="json") if route.quantize else None,
+        "profile": route.target.model_dump(mode="json"),
         **{key: facts[key] for key in ("layers", "conversions", "operators", "explain") if key in facts},
         "reports": {name: _report(made) for name, made in row.stages},
     }
