@@ -30,9 +30,7 @@ def int8_model(float_model: Path) -> Path:
 
 
 def compiled(model: Path, target: Target, out: Path) -> Path:
-    made = child.call(
-        "edgekit.backends:compile_job", model=str(model), target=target.model_dump(mode="json"), out=str(out)
-    )
+    made = backends.compile_job(str(model), target.model_dump(mode="json"), str(out))
     assert made["path"] in made["files"]
     return out / made["path"]
 
@@ -129,7 +127,7 @@ def test_layers_count_the_multiply_adds_and_their_integers(
     found: dict[str, list[LayerPrecision]] = {}
     for model in (float_model, int8_model):
         artifact = compiled(model, target, tmp_path / model.stem)
-        rows = child.call("edgekit.backends:layers_job", artifact=str(artifact), target=settings)
+        rows = backends.layers_job(str(artifact), settings)
         found[model.stem] = [LayerPrecision(**row) for row in rows]
     assert backends.int8_macs_share(found["float"]) == 0
     assert all(layer.reason == "the model is not quantized" for layer in found["float"] if layer.macs)
@@ -161,11 +159,9 @@ def test_profile_times_every_layer_of_the_compiled_graph(name: str, int8_model: 
         pytest.skip(lacks(target))
     artifact = compiled(int8_model, target, tmp_path)
     settings = target.model_dump(mode="json")
-    rows = child.call("edgekit.backends:profile_job", artifact=str(artifact), target=settings)
-    layers = child.call("edgekit.backends:layers_job", artifact=str(artifact), target=settings)
-    assert [row["name"] for row in rows] == [row["name"] for row in layers] or {row["name"] for row in rows} == {
-        row["name"] for row in layers
-    }
+    rows = backends.profile_job(str(artifact), settings)
+    layers = backends.layers_job(str(artifact), settings)
+    assert {row["name"] for row in rows} == {row["name"] for row in layers}
     assert sum(row["milliseconds"] for row in rows) > 0
     assert all(row["milliseconds"] >= 0 for row in rows)
     weighted = [row for row in rows if "Conv" in row["operator"]]
@@ -178,7 +174,7 @@ def test_no_profile_of_a_device_that_is_not_here(int8_model: Path) -> None:
     if not lacks(target):
         pytest.skip("this is a Raspberry Pi 5")
     with pytest.raises(UnavailableError, match="can't profile for raspberry-pi-5 here"):
-        child.call("edgekit.backends:profile_job", artifact=str(int8_model), target=target.model_dump(mode="json"))
+        backends.profile_job(str(int8_model), target.model_dump(mode="json"))
 
 
 DAMAGES = {
@@ -190,22 +186,26 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("form", [".onnx", ".ort", ".xml", ".bin"])
-def test_damaged_artifacts_are_refused(form: str, damage: str, int8_model: Path, tmp_path: Path) -> None:
-    name = "x86-openvino" if form in (".xml", ".bin") else "x86-cpu"
-    target = load_target(name)
+def test_damaged_artifacts_are_refused(
+    form: str, int8_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = load_target("x86-openvino" if form in (".xml", ".bin") else "x86-cpu")
     if form == ".ort":
         target = target.model_copy(update={"options": {"format": "ort"}})
-    artifact = compiled(int8_model, target, tmp_path)
-    victim = artifact.with_suffix(form)
-    change, words = DAMAGES[damage]
-    victim.write_bytes(change(victim.read_bytes()))
-    with pytest.raises(InputError) as caught:
-        child.call("edgekit.inspection:ports_job", artifact=str(artifact), target=target.model_dump(mode="json"))
-    if form != ".bin":
-        assert words in str(caught.value)
-    assert str(artifact) in str(caught.value)
+    damaged = []
+    for name, (change, _) in DAMAGES.items():
+        artifact = compiled(int8_model, target, tmp_path / name)
+        victim = artifact.with_suffix(form)
+        victim.write_bytes(change(victim.read_bytes()))
+        damaged.append(str(artifact))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    settings = target.model_dump(mode="json")
+    found = child.call("backend_cases:refusals", artifacts=damaged, target=settings)
+    for path, (kind, text), (_, words) in zip(damaged, found, DAMAGES.values(), strict=True):
+        assert kind == "InputError", (path, kind, text)
+        assert path in text
+        assert words in text or form == ".bin"
 
 
 def test_foreign_artifacts_are_refused_by_their_kind(int8_model: Path, tmp_path: Path) -> None:
@@ -327,13 +327,14 @@ def test_a_users_own_backend_works_by_path(fake: Path, float_model: Path, tmp_pa
 
 
 def test_a_crash_in_native_code_kills_its_child_alone(fake: Path, float_model: Path, tmp_path: Path) -> None:
-    target = load_target(str(fake))
-    crashing = target.model_copy(update={"options": {"crash": "compile"}})
+    target = load_target(str(fake)).model_dump(mode="json")
+    compile_job, given = "edgekit.backends:compile_job", {"model": str(float_model), "out": str(tmp_path / "out")}
     with pytest.raises(StageError, match="SIGSEGV"):
-        compiled(float_model, crashing, tmp_path / "out")
+        child.call(compile_job, **given, target={**target, "options": {"crash": "compile"}})
     with pytest.raises(StageError, match="SIGSEGV"):
-        child.call("edgekit.inspection:time_job", artifact=str(float_model), target=target.model_dump(mode="json"))
-    assert compiled(float_model, target, tmp_path / "out").is_file(), "the next one works"
+        child.call("edgekit.inspection:time_job", artifact=str(float_model), target=target)
+    made = child.call(compile_job, **given, target=target)
+    assert made["version"] == "1.5", "the next one works"
 
 
 def test_an_unknown_option_names_the_key_and_the_nearest() -> None:
