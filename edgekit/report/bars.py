@@ -14,19 +14,6 @@ _DASHES = ([1, 0], [6, 3], [2, 3], [8, 3, 2, 3], [12, 4], [1, 4])
 _LINES = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 
 
-def _names(limit: int = 190) -> Any:
-    import altair as alt
-
-    return alt.Axis(domain=False, ticks=False, labelLimit=limit, title=None, labelColor=INK)
-
-
-def _legend(**options: Any) -> Any:
-    import altair as alt
-
-    looks = {"labelFontSize": 12, "labelColor": INK, "labelLimit": 130, "symbolType": "square", "offset": 8}
-    return alt.Legend(title=None, orient="bottom", columns=3, **{**looks, **options})
-
-
 @dataclass(frozen=True)
 class Step:
     """One bar of a waterfall: the metric before and after a stage (before is None: the first)."""
@@ -58,12 +45,10 @@ def waterfall(row: Row, span: words.Interval, label: str) -> str:
         span: Least and greatest metric of all pictures that stand together, so that they compare.
         label: For screen readers.
     """
-    import altair as alt
-
     width, room = 350, 140  # pixels: about the bars and their text, and the text alone
     low, high = span
     wide = (high - low) or abs(high) or 1.0
-    scale = alt.Scale(domain=[low - 0.02 * wide, low + 1.02 * wide * width / (width - room)], nice=False)
+    scale = {"domain": [low - 0.02 * wide, low + 1.02 * wide * width / (width - room)], "nice": False, "zero": False}
     sign = 1 if row.higher_is_better else -1
     data = []
     for number, step in enumerate(steps(row), 1):
@@ -81,27 +66,24 @@ def waterfall(row: Row, span: words.Interval, label: str) -> str:
                 "text": f"{words.short(row.variant)}\nafter {step.stage}: {value}{change}",
             }
         )
-    colours = alt.Scale(domain=["gain", "loss", "same"], range=[BLUE, VERMILLION, SOFT])
-    colour = alt.Color("kind:N", legend=None, scale=colours)
-    y = alt.Y("stage:N", sort=None, axis=_names())
-    base = alt.Chart(charts.values(data)).encode(y=y)
+    kinds = {"domain": ["gain", "loss", "same"], "range": [BLUE, VERMILLION, SOFT]}
+    told = {"color": charts.name("kind", scale=kinds, legend=None), "description": {"field": "text"}}
+    y = charts.name("stage", axis=charts.row_names())
 
-    def x(field: str) -> Any:
-        return alt.X(f"{field}:Q", scale=scale, axis=None)
+    def x(field: str) -> dict[str, Any]:
+        return charts.number(field, scale=scale, axis=None)
 
-    chart = alt.layer(
-        base.mark_bar(height=12).encode(x=x("from"), x2="to:Q", color=colour, description="text:N"),
-        base.mark_tick(thickness=3, size=20).encode(x=x("to"), color=colour, description="text:N"),
-        base.mark_text(align="left", dx=8, fontSize=12, color=INK, aria=False).encode(x=x("edge"), text="label:N"),
-    )
-    return charts.svg(chart.properties(height=alt.Step(25)), label)
+    text = charts.mark("text", align="left", dx=8, fontSize=12, color=INK)
+    layers = [
+        charts.layer(charts.mark("bar", aria=True, height=12), x=x("from"), x2={"field": "to"}, y=y, **told),
+        charts.layer(charts.mark("tick", aria=True, thickness=3, size=20), x=x("to"), y=y, **told),
+        charts.layer(text, x=x("edge"), y=y, text={"field": "label"}),
+    ]
+    return charts.svg({"height": {"step": 25}, "data": charts.values(data), "layer": layers}, label)
 
 
 def stacked(lines: Sequence[tuple[str, dict[str, float]]], label: str, *, most: int = 6) -> str:
     """Milliseconds by kind of operator, one bar for each ``(name, {operator: ms})``; small ones as "other"."""
-    import altair as alt
-
-    width = 350
     greatest: dict[str, float] = {}
     for _, parts in lines:
         for kind, spent in parts.items():
@@ -109,22 +91,27 @@ def stacked(lines: Sequence[tuple[str, dict[str, float]]], label: str, *, most: 
     shown = sorted(greatest, key=lambda kind: -greatest[kind])[:most]
     longest = max(sum(parts.values()) for _, parts in lines) or 1.0
     factor, unit = words.time_unit(longest)
-    data = [piece for name, parts in lines for piece in _pieces(name, parts, shown, factor, width / (longest * factor))]
-    colours = alt.Scale(domain=[*shown, "other"], range=[*SERIES[: len(shown)], SOFT])
-    axis = alt.Axis(title=f"Time of one inference, {unit}", tickCount=5)
-    scale = alt.Scale(domain=[0, longest * factor], nice=False)
-    base = alt.Chart(charts.values(data)).encode(y=alt.Y("name:N", sort=None, axis=_names()))
-    chart = alt.layer(
-        base.mark_bar(fillOpacity=0.28, strokeWidth=1.5, height=24).encode(
-            x=alt.X("from:Q", axis=axis, scale=scale),
-            x2="to:Q",
-            color=alt.Color("kind:N", scale=colours, legend=_legend()),
-            stroke=alt.Stroke("kind:N", scale=colours, legend=None),
-            description="text:N",
+    pixels = 350 / (longest * factor)
+    data = [piece for name, parts in lines for piece in _pieces(name, parts, shown, factor, pixels)]
+    colours = {"domain": [*shown, "other"], "range": [*SERIES[: len(shown)], SOFT]}
+    axis = {"title": f"Time of one inference, {unit}", "tickCount": 5}
+    x = charts.number("from", axis=axis, scale={"domain": [0, longest * factor], "nice": False})
+    y = charts.name("name", axis=charts.row_names())
+    layers = [
+        charts.layer(
+            charts.mark("bar", aria=True, fillOpacity=0.28, strokeWidth=1.5, height=24),
+            x=x,
+            x2={"field": "to"},
+            y=y,
+            color=charts.name("kind", scale=colours, legend=charts.key()),
+            stroke=charts.name("kind", scale=colours, legend=None),
+            description={"field": "text"},
         ),
-        base.mark_text(fontSize=11.5, color=INK, aria=False).encode(x="middle:Q", text="label:N"),
-    )
-    return charts.svg(chart.properties(height=alt.Step(34)), label)
+        charts.layer(
+            charts.mark("text", fontSize=11.5, color=INK), x={**x, "field": "middle"}, y=y, text={"field": "label"}
+        ),
+    ]
+    return charts.svg({"height": {"step": 34}, "data": charts.values(data), "layer": layers}, label)
 
 
 def _pieces(name: str, parts: dict[str, float], shown: list[str], factor: float, pixels: float) -> list[dict[str, Any]]:
@@ -152,29 +139,26 @@ def _pieces(name: str, parts: dict[str, float], shown: list[str], factor: float,
 
 def bars(items: Sequence[tuple[str, float, str]], title: str, label: str) -> str:
     """Horizontal bars of ``(name, value, text)``, in the given order."""
-    import altair as alt
-
-    width, room = 250, 64
+    width, room = 250, 64  # pixels: about the bars and their text, and the text alone
     data = [
         {"name": f"{number}. {words.short(name, 34)}", "value": value, "label": text, "text": f"{name}\n{text}"}
         for number, (name, value, text) in enumerate(items, 1)
     ]
     high = max(0.0, *(value for _, value, _ in items)) or 1.0
     low = min(0.0, *(value for _, value, _ in items))
-    scale = alt.Scale(domain=[low, high * width / (width - room)], nice=False)
-    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=title, tickCount=4))
-    base = alt.Chart(charts.values(data)).encode(x=x, y=alt.Y("name:N", sort=None, axis=_names(260)))
-    chart = alt.layer(
-        base.mark_bar(height=14, color=BLUE).encode(description="text:N"),
-        base.mark_text(align="left", dx=6, fontSize=12, color=INK, aria=False).encode(text="label:N"),
-    )
-    return charts.svg(chart.properties(height=alt.Step(22)), label)
+    scale = {"domain": [low, high * width / (width - room)], "nice": False}
+    x = charts.number("value", scale=scale, axis={"title": title, "tickCount": 4})
+    y = charts.name("name", axis=charts.row_names(260))
+    text = charts.mark("text", align="left", dx=6, fontSize=12, color=INK)
+    layers = [
+        charts.layer(charts.mark("bar", aria=True, height=14, color=BLUE), x=x, y=y, description={"field": "text"}),
+        charts.layer(text, x=x, y=y, text={"field": "label"}),
+    ]
+    return charts.svg({"height": {"step": 22}, "data": charts.values(data), "layer": layers}, label)
 
 
 def ranges(rows: Sequence[Row], label: str) -> str:
     """Latency of measured rows of one target: a point at the median, a bar to p90, a line to p99."""
-    import altair as alt
-
     factor, unit = words.time_unit(max(row.p99 or row.p90 or row.latency or 0.0 for row in rows))
     data = []
     for row in rows:
@@ -183,7 +167,7 @@ def ranges(rows: Sequence[Row], label: str) -> str:
         p99 = row.p99 if row.p99 is not None else p90
         data.append(
             {
-                "name": words.short(row.variant, 30),
+                "name": f"{row.number}. {words.short(row.variant, 30)}",
                 "median": median * factor,
                 "p90": p90 * factor,
                 "p99": p99 * factor,
@@ -192,17 +176,18 @@ def ranges(rows: Sequence[Row], label: str) -> str:
                 f"p90 {words.milliseconds(row.p90)}, p99 {words.milliseconds(row.p99)}",
             }
         )
-    axis = alt.Axis(title=f"{unit}: point = median, bar to p90, line to p99", tickCount=6)
-    base = alt.Chart(charts.values(data)).encode(y=alt.Y("name:N", sort=None, axis=_names()))
-    chart = alt.layer(
-        base.mark_rule(color=SOFT, aria=False).encode(x=alt.X("median:Q", axis=axis), x2="p99:Q"),
-        base.mark_tick(color=SOFT, thickness=2, size=14, aria=False).encode(x="p99:Q"),
-        base.mark_bar(color=BLUE, height=9, opacity=0.45, aria=False).encode(x="median:Q", x2="p90:Q"),
-        base.mark_point(shape="circle", fill=BLUE, stroke=BLUE, opacity=1, size=90).encode(
-            x="median:Q", href="link:N", description="text:N"
-        ),
-    )
-    return charts.svg(chart.properties(height=alt.Step(28)), label)
+    axis = {"title": f"{unit}: point = median, bar to p90, line to p99", "tickCount": 6}
+    at_median = charts.number("median", axis=axis)
+    at_p99 = charts.number("p99", axis=axis)
+    y = charts.name("name", axis=charts.row_names())
+    point = charts.mark("point", aria=True, shape="circle", fill=BLUE, stroke=BLUE, opacity=1, size=90)
+    layers = [
+        charts.layer(charts.mark("rule", color=SOFT), x=at_median, x2={"field": "p99"}, y=y),
+        charts.layer(charts.mark("tick", color=SOFT, thickness=2, size=14), x=at_p99, y=y),
+        charts.layer(charts.mark("bar", color=BLUE, height=9, opacity=0.45), x=at_median, x2={"field": "p90"}, y=y),
+        charts.layer(point, x=at_median, y=y, href={"field": "link"}, description={"field": "text"}),
+    ]
+    return charts.svg({"height": {"step": 28}, "data": charts.values(data), "layer": layers}, label)
 
 
 def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) -> str:
@@ -210,8 +195,6 @@ def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) 
 
     At most as many curves as there are dashes: each has its own, beside its colour and its name.
     """
-    import altair as alt
-
     shown = curves[: len(_DASHES)]
     factor, unit = words.time_unit(max(points[-1][0] for _, points in shown))
     names = [f"{number}. {words.short(name, 28)}" for number, (name, _) in enumerate(shown, 1)]
@@ -220,17 +203,12 @@ def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) 
         for name, (_, points) in zip(names, shown, strict=True)
         for time, share in points
     ]
-    domain = alt.Scale(domain=names, range=list(_LINES[: len(names)]))
-    dashes = alt.Scale(domain=names, range=list(_DASHES[: len(names)]))
-    legend = _legend(symbolType="stroke", symbolSize=400, symbolStrokeWidth=2)
-    chart = (
-        alt.Chart(charts.values(data))
-        .mark_line(strokeWidth=2, interpolate="step-after", aria=False)
-        .encode(
-            x=alt.X("ms:Q", scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(title=f"Latency, {unit}")),
-            y=alt.Y("share:Q", scale=alt.Scale(domain=[0, 100]), axis=charts.top_title("Inferences done, %")),
-            color=alt.Color("name:N", scale=domain, legend=legend),
-            strokeDash=alt.StrokeDash("name:N", scale=dashes, legend=legend),
-        )
+    legend = charts.key(symbolType="stroke", symbolSize=400, symbolStrokeWidth=2)
+    line = charts.layer(
+        charts.mark("line", strokeWidth=2, interpolate="step-after"),
+        x=charts.number("ms", scale={"zero": False, "nice": False}, axis={"title": f"Latency, {unit}"}),
+        y=charts.number("share", scale={"domain": [0, 100]}, axis=charts.top_title("Inferences done, %")),
+        color=charts.name("name", scale={"domain": names, "range": _LINES[: len(names)]}, legend=legend),
+        strokeDash=charts.name("name", scale={"domain": names, "range": _DASHES[: len(names)]}, legend=legend),
     )
-    return charts.svg(chart.properties(height=220), label)
+    return charts.svg({"height": 220, "data": charts.values(data), **line}, label)

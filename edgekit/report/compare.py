@@ -98,12 +98,14 @@ def compare(results: Sequence[dict[str, Any]], names: Sequence[str] | None = Non
     """
     if len(results) < 2:
         raise ValueError("comparing takes two records at least")
-    called = tuple(words.clean(n) for n in names or [f"run {i}" for i in range(1, len(results) + 1)])
+    if names is not None and len(names) != len(results):
+        raise ValueError(f"{len(results)} records, but {len(names)} names")
+    called = tuple(words.short(words.clean(n), 80) for n in names or [f"run {i}" for i in range(1, len(results) + 1)])
     tidied = [words.tidy(record) for record in results]
     first, *others = tidied
     remarks = [
         remark
-        for name, other in zip(called[1:], others, strict=len(called) == len(results))
+        for name, other in zip(called[1:], others, strict=True)
         for remark in _remarks(called[0], first, name, other)
     ]
     return Comparison(

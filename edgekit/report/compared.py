@@ -89,7 +89,7 @@ def text(comparison: Comparison) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    cells = [[words.short(cell, 60) for cell in cells] for cells in lines]
+    cells = [[words.short(cell, 100) for cell in cells] for cells in lines]
     widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells

@@ -22,6 +22,7 @@ _LABELS = {
 }
 MOST_FACTS = 120
 MOST_LAYERS = 20
+MOST_WHOLE = 40  # rows that are shown with all that the record holds of them: the page stays under 3 MB
 
 
 def details(results: dict[str, Any], rows: list[Row]) -> Html:
@@ -29,12 +30,12 @@ def details(results: dict[str, Any], rows: list[Row]) -> Html:
     return el(
         "section",
         el("h2", "Each variant in full"),
-        [_detail(row) for row in rows],
+        [_detail(row, whole=len(rows) <= MOST_WHOLE) for row in rows],
         id="details",
     )
 
 
-def _detail(row: Row) -> Html:
+def _detail(row: Row, *, whole: bool) -> Html:
     artifact = part(row.raw, "artifact")
     path = text(artifact, "path")
     facts: list[tuple[str, Child]] = [
@@ -69,7 +70,7 @@ def _detail(row: Row) -> Html:
         el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in known], class_="facts"),
         stages if row.stages else None,
         _floating(row),
-        _rest(row.raw),
+        _rest(row.raw) if whole else None,
         id=f"v-{row.number}",
         data_target=row.target,
     )

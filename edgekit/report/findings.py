@@ -77,7 +77,8 @@ def _gained(results: dict[str, Any], rows: list[Row]) -> str:
     if all(row.reference for row in measured):
         first = measured[0]
         value = words.metric_text(first.metric, first.metric_name)
-        return f"Only the original was measured: {value} and {words.milliseconds(first.latency)} on {first.target}."
+        where = words.short(first.target, 40)
+        return f"Only the original was measured: {value} and {words.milliseconds(first.latency)} on {where}."
     return f"No variant was measurably faster than the original and kept its {words.plain(metric_of(rows))}."
 
 

@@ -156,7 +156,7 @@ def _findings(found: list[Finding]) -> Html | None:
 def _no_charts() -> Html:
     return el(
         "p",
-        "The charts are left out, because Altair and vl-convert are not installed here; the extra "
+        "The charts are left out, because vl-convert is not installed here; the extra "
         "edgekit-compiler[report] brings them. Every number is in the tables.",
         class_="hint",
     )

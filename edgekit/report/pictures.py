@@ -12,7 +12,7 @@ from edgekit.report.rows import Row, metric_of, targets_of
 from edgekit.report.samples import curve
 
 MOST_TARGETS = 4  # pictures for so many targets; every number of the others is in the tables
-MOST_WATERFALLS = 12
+MOST_WATERFALLS = 6
 MOST_BARS = 20
 
 

@@ -52,8 +52,6 @@ def _beats(one: Spot, other: Spot) -> bool:
 
 def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
     """The picture for the rows of one target, at least one of which has both values."""
-    import altair as alt
-
     found = spots(rows, axis)
     factor, unit = axis.unit(max(spot.x for spot in found))
     percent = 100.0 if words.is_fraction(metric) else 1.0
@@ -62,39 +60,44 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
     y_frame = Frame.around([v for d in data for v in (d["y"], d["y_low"], d["y_high"])], HEIGHT)
     if percent > 1:
         y_frame = replace(y_frame, high=min(y_frame.high, 100.0), low=min(y_frame.low, 99.0))
-    x_scale = alt.Scale(domain=[x_frame.low, x_frame.high], type="log" if x_frame.log else "linear", nice=False)
-    y_scale = alt.Scale(domain=[y_frame.low, y_frame.high], type="log" if y_frame.log else "linear", nice=False)
-    x = alt.X("x:Q", scale=x_scale, axis=alt.Axis(title=f"{axis.name}, {unit}", grid=False, tickCount=6))
     title = words.title(metric) + (", %" if percent > 1 else "")
-    y = alt.Y("y:Q", scale=y_scale, axis=charts.top_title(title, tickCount=6))
-    base = alt.Chart(charts.values(data))
-    front = alt.Chart(charts.values([d for d in sorted(data, key=lambda d: (d["x"], d["y"])) if d["front"]]))
-    names = alt.Chart(charts.values(_names(found, data, x_frame, y_frame))).encode(x=x, y=y, text="text:N")
-    text = {"align": "left", "baseline": "middle", "fontSize": 12, "aria": False}
-    bar = {"color": SOFT, "opacity": 0.5, "aria": False}
+    x_axis = {"title": f"{axis.name}, {unit}", "grid": False, "tickCount": 6}
+    x = charts.number("x", scale=x_frame.scale(), axis=x_axis)
+    y = charts.number("y", scale=y_frame.scale(), axis=charts.top_title(title, tickCount=6))
+    x_low, y_low = {**x, "field": "x_low"}, {**y, "field": "y_low"}
+    front = charts.values([d for d in sorted(data, key=lambda d: (d["x"], d["y"])) if d["front"]])
+    names = charts.values(_names(found, data, x_frame, y_frame))
+    text: dict[str, Any] = {"align": "left", "baseline": "middle", "fontSize": 12}
+    line = charts.mark("line", color=BLUE, strokeDash=[5, 4], interpolate="step-after", opacity=0.7)
+    bar = charts.mark("rule", color=SOFT, opacity=0.5)
     layers = [
-        front.mark_line(color=BLUE, strokeDash=[5, 4], interpolate="step-after", opacity=0.7, aria=False).encode(x, y),
-        base.mark_rule(**bar).encode(x=alt.X("x_low:Q", scale=x_scale), x2="x_high:Q", y=y),
-        base.mark_rule(**bar).encode(x=x, y=alt.Y("y_low:Q", scale=y_scale), y2="y_high:Q"),
-        names.mark_text(stroke=PAPER, strokeWidth=4, **text),  # a halo: lines pass behind the names
-        names.mark_text(color=INK, **text),
-        *(_points(base, x, y, kind) for kind in ("other", "front", "original")),
+        charts.layer(line, front, x=x, y=y),
+        charts.layer(bar, x=x_low, x2={"field": "x_high"}, y=y),
+        charts.layer(bar, x=x, y=y_low, y2={"field": "y_high"}),
+        # A halo under the names: lines pass behind them.
+        charts.layer(
+            charts.mark("text", color=PAPER, stroke=PAPER, strokeWidth=4, **text),
+            names,
+            x=x,
+            y=y,
+            text={"field": "text"},
+        ),
+        charts.layer(charts.mark("text", color=INK, **text), names, x=x, y=y, text={"field": "text"}),
+        *(_points(data, x, y, kind) for kind in ("other", "front", "original")),
     ]
-    return charts.svg(alt.layer(*layers).properties(height=HEIGHT), label)
+    return charts.svg({"height": HEIGHT, "data": charts.values(data), "layer": layers}, label)
 
 
-def _points(base: Any, x: Any, y: Any, kind: str) -> Any:
+def _points(data: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], kind: str) -> dict[str, Any]:
     """One kind of point: hollow, filled, or the original's diamond."""
     looks = {
         "other": {"shape": "circle", "fill": PAPER, "stroke": BLUE, "size": 70},
         "front": {"shape": "circle", "fill": BLUE, "stroke": BLUE, "size": 110},
         "original": {"shape": "diamond", "fill": VERMILLION, "stroke": VERMILLION, "size": 150},
     }[kind]
-    return (
-        base.transform_filter(f"datum.kind === '{kind}'")
-        .mark_point(opacity=1, strokeWidth=2, **looks)
-        .encode(x=x, y=y, href="link:N", description="text:N")
-    )
+    mine = charts.values([d for d in data if d["kind"] == kind])
+    point = charts.mark("point", aria=True, opacity=1, strokeWidth=2, **looks)
+    return charts.layer(point, mine, x=x, y=y, href={"field": "link"}, description={"field": "text"})
 
 
 def _data(spot: Spot, axis: Axis, factor: float, percent: float) -> dict[str, Any]:
@@ -165,6 +168,10 @@ class Frame:
         room = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
         bottom = low - room
         return cls(0.0 if low >= 0 > bottom else bottom, high + room * 1.4, False, pixels)
+
+    def scale(self) -> dict[str, Any]:
+        """The axis' scale in a chart's specification."""
+        return {"domain": [self.low, self.high], "type": "log" if self.log else "linear", "nice": False, "zero": False}
 
     def place(self, value: float) -> float:
         """Pixels from the axis' start."""

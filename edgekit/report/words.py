@@ -164,7 +164,7 @@ def size_unit(largest: float) -> tuple[float, str]:
 
 def plain(name: str) -> str:
     """A metric's name as words."""
-    return name.replace("_", " ") or "metric"
+    return short(name.replace("_", " "), 40) or "metric"
 
 
 def title(name: str) -> str:

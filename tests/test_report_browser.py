@@ -1,0 +1,256 @@
+"""The report in a real browser: opened from disk, clicked, touched, printed; it may neither complain nor call out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+from report_sample import NAMES, mixed, sample
+
+from edgekit import report
+from edgekit.report import charts
+
+pytestmark = pytest.mark.skipif(
+    browser.find() is None or not charts.available(), reason="no Chromium, or vl-convert is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report.write(sample(), tmp_path_factory.mktemp("report"))[0]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[browser.Browser]:
+    one = browser.Browser()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def opened(running: browser.Browser, page: Path) -> Iterator[browser.Browser]:
+    """The report, just opened at a desk's width; afterwards the console must be silent and the network unused."""
+    running.look(width=1280)
+    running.open(page)
+    yield running
+    assert running.complaints() == []
+    assert running.requests() == [page.resolve().as_uri()]
+
+
+def column(opened: browser.Browser, index: int) -> list[str]:
+    """The texts of a column's visible cells."""
+    cells = f"[...document.querySelectorAll('#variants-table tbody tr:not([hidden])')].map(r => r.cells[{index}].dataset.sort)"
+    return list(opened.eval(cells))
+
+
+def press(opened: browser.Browser, query: str) -> None:
+    """Click the middle of the first element that ``query`` finds, with a real mouse."""
+    opened.eval(f"document.querySelector({json.dumps(query)}).scrollIntoView({{block: 'center'}})")
+    box = opened.eval(
+        f"(() => {{ const b = document.querySelector({json.dumps(query)}).getBoundingClientRect();"
+        " return [b.left + b.width / 2, b.top + b.height / 2]; })()"
+    )
+    opened.click(*box)
+
+
+def test_it_opens_from_disk_without_a_word_or_a_request(opened: browser.Browser) -> None:
+    assert "Gate passed" in opened.eval("document.querySelector('h1').textContent")
+    assert opened.eval("document.querySelectorAll('.chart svg').length") >= 15
+    assert opened.eval("document.querySelector('.controls').hidden") is False
+    # Drawn, not only there: a policy that blocked the style would leave them unstyled.
+    assert opened.eval("getComputedStyle(document.querySelector('.verdict')).display") == "flex"
+
+
+def test_a_click_on_a_heading_sorts_and_another_turns_it_round(opened: browser.Browser) -> None:
+    latency = 5
+    press(opened, f"#variants-table th:nth-child({latency + 1}) button")
+    values = column(opened, latency)
+    known = [float(v) for v in values if v]
+    assert known == sorted(known)
+    assert values[len(known) :] == [""] * 10  # what was not measured stands last
+    heading = f"document.querySelector('#variants-table th:nth-child({latency + 1})').getAttribute('aria-sort')"
+    assert opened.eval(heading) == "ascending"
+    press(opened, f"#variants-table th:nth-child({latency + 1}) button")
+    values = column(opened, latency)
+    assert [float(v) for v in values if v] == sorted(known, reverse=True)
+    assert values[len(known) :] == [""] * 10
+    assert opened.eval(heading) == "descending"
+
+
+def test_the_first_click_on_the_metric_shows_the_best_first(opened: browser.Browser) -> None:
+    press(opened, "#variants-table th:nth-child(4) button")
+    known = [float(v) for v in column(opened, 3) if v]
+    assert known == sorted(known, reverse=True)
+
+
+def test_sorting_works_by_keyboard_alone(opened: browser.Browser) -> None:
+    opened.eval("document.querySelector('#variants-table th:nth-child(8) button').focus()")
+    opened.key("Enter")
+    known = [float(v) for v in column(opened, 7) if v]
+    assert known == sorted(known)
+
+
+def test_filters_narrow_table_pictures_and_details_together(opened: browser.Browser) -> None:
+    press(opened, 'button[data-filter="target"][data-value="x86-openvino"]')
+    assert set(column(opened, 1)) == {"x86-openvino"}
+    assert opened.eval("document.getElementById('shown').textContent") == "5 shown"
+    hidden = "[...document.querySelectorAll('figure[data-target], #details > details')].filter(f => !f.hidden).map(f => f.dataset.target)"
+    assert set(opened.eval(hidden)) == {"x86-openvino"}
+    press(opened, 'button[data-filter="target"][data-value=""]')
+    press(opened, 'button[data-filter="status"][data-value="built"]')
+    assert set(column(opened, 2)) == {"built"}
+    opened.eval(
+        "(() => { const f = document.getElementById('find'); f.value = 'QAT'; f.dispatchEvent(new Event('input')); })()"
+    )
+    assert column(opened, 0) == ["pruned-int8-qat"]
+
+
+def test_a_touched_point_tells_all_and_a_click_opens_its_row(opened: browser.Browser) -> None:
+    point = '.chart a[href="#v-3"]'
+    opened.eval(f"document.querySelector('{point}').scrollIntoView({{block: 'center'}})")
+    box = opened.eval(
+        f"(() => {{ const b = document.querySelector('{point}').getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2]; }})()"
+    )
+    opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
+    told = opened.eval("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
+    assert told.startswith("int8 on x86-cpu\naccuracy 97.11 %")
+    assert "speed-up 1.94× [1.89, 1.99]" in told
+    opened.click(*box)
+    assert opened.eval("location.hash") == "#v-3"
+    assert opened.eval("document.getElementById('v-3').open") is True
+
+
+def test_points_are_reached_by_arrow_keys(opened: browser.Browser) -> None:
+    opened.eval("document.querySelector('.chart svg a').focus()")
+    first = opened.eval("document.getElementById('tip').textContent")
+    opened.key("ArrowRight")
+    second = opened.eval("document.getElementById('tip').textContent")
+    assert first != second
+    assert opened.eval("document.activeElement.tagName.toLowerCase()") == "a"
+    assert (
+        opened.eval(
+            "document.querySelectorAll('.chart svg:first-of-type')[0].querySelectorAll('[tabindex=\"0\"]').length"
+        )
+        == 1
+    )
+    opened.key("Escape")
+    assert opened.eval("document.getElementById('tip').hidden") is True
+
+
+def test_dark_changes_page_and_charts_alike(opened: browser.Browser) -> None:
+    colours = (
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.chart svg text')).fill,"
+        " getComputedStyle(document.querySelector('.chart svg [fill=\"#0072b2\"]')).fill]"
+    )
+    light = opened.eval(colours)
+    opened.look(width=1280, dark=True)
+    assert all(before != after for before, after in zip(light, opened.eval(colours), strict=True))
+
+
+# Every text against what lies behind it, by WCAG 2.2's contrast formula.
+CONTRAST = """
+(() => {
+  const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] === 1) return c.slice(0, 3); } return [255, 255, 255]; };
+  const poor = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement;
+    if (!node.data.trim() || !element.getClientRects().length || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const halo = element.namespaceURI.endsWith("svg") && element.getAttribute("stroke");
+    if (halo || style.visibility === "hidden") continue;
+    const front = parse(element.namespaceURI.endsWith("svg") ? style.fill : style.color).slice(0, 3);
+    const [a, b] = [light(front), light(behind(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) poor.push([node.data.trim().slice(0, 40), ratio.toFixed(2)]);
+  }
+  return poor;
+})()
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_text_has_a_contrast_of_four_and_a_half(opened: browser.Browser, dark: bool) -> None:
+    opened.look(width=1280, dark=dark)
+    opened.eval("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert opened.eval(CONTRAST) == []
+
+
+@pytest.mark.parametrize("width", [320, 390, 760])
+def test_a_phone_never_scrolls_sideways_and_sorts_by_a_menu(opened: browser.Browser, width: int) -> None:
+    opened.look(width=width, phone=True)
+    assert opened.eval("document.documentElement.scrollWidth") <= width
+    assert opened.eval("getComputedStyle(document.querySelector('.sorter')).display") != "none"
+    opened.eval(
+        "(() => { const s = document.getElementById('sort'); s.value = '7'; s.dispatchEvent(new Event('change')); })()"
+    )
+    known = [float(v) for v in column(opened, 7) if v]
+    assert known == sorted(known)
+
+
+def test_a_finger_first_shows_a_point_and_only_then_follows_it(opened: browser.Browser) -> None:
+    opened.look(width=390, phone=True)
+    point = '.chart a[href="#v-3"]'
+    opened.eval(f"document.querySelector('{point}').scrollIntoView({{block: 'center'}})")
+    opened.eval(
+        f"(() => {{ const p = document.querySelector('{point}');"
+        " p.dispatchEvent(new PointerEvent('pointerdown', {pointerType: 'touch', bubbles: true}));"
+        " p.dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true})); })()"
+    )
+    assert opened.eval("document.getElementById('tip').hidden") is False
+    assert opened.eval("location.hash") == ""
+
+
+def test_it_prints_whole_with_folded_parts_open(opened: browser.Browser) -> None:
+    opened.eval("window.dispatchEvent(new Event('beforeprint'))")
+    assert opened.eval("document.querySelectorAll('details:not([open])').length") == 0
+    opened.look(width=800, media="print")
+    assert opened.eval("getComputedStyle(document.querySelector('.controls')).display") == "none"
+    opened.eval("window.dispatchEvent(new Event('afterprint'))")
+    assert opened.eval("document.querySelectorAll('details[open]').length") == 0
+    assert opened.pdf().startswith(b"%PDF")
+
+
+def test_it_reads_whole_without_its_script(running: browser.Browser, page: Path) -> None:
+    running.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        running.look(width=1280)
+        running.open(page)
+        assert running.eval("document.querySelector('.controls').hidden") is True
+        assert running.eval("document.querySelectorAll('#variants-table tbody tr').length") == 20
+        assert running.eval("document.querySelectorAll('.chart svg').length") >= 15
+    finally:
+        running.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_names_of_an_attacker_run_nothing(running: browser.Browser, tmp_path: Path) -> None:
+    hostile = report.write(mixed(NAMES), tmp_path)[0]
+    running.call("Page.addScriptToEvaluateOnNewDocument", source="window.alert = () => { window.hacked = true; };")
+    running.look(width=1280)
+    running.open(hostile)
+    for query in ("#variants-table th:nth-child(1) button", "#variants-table th:nth-child(2) button"):
+        press(running, query)
+    running.eval(
+        "document.querySelectorAll('.chart [aria-label]').forEach(m => m.dispatchEvent(new PointerEvent('pointerenter')))"
+    )
+    assert running.eval("window.hacked") is None
+    assert running.complaints() == []
+    assert running.requests() == [hostile.resolve().as_uri()]
+
+
+def test_a_comparison_opens_as_silently(running: browser.Browser, tmp_path: Path) -> None:
+    other: dict[str, Any] = sample()
+    other["recipe"]["prune"]["ratio"] = 0.4
+    path = tmp_path / "compare.html"
+    path.write_text(report.compare([sample(), other], ["main", "pull request"]).html())
+    running.look(width=1280)
+    running.open(path)
+    assert "pull request against main" in running.eval("document.querySelector('h1').textContent")
+    assert running.complaints() == []
+    assert running.requests() == [path.resolve().as_uri()]
