@@ -43,6 +43,7 @@ SCRUBBED = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONFAULTHANDLER": "1",
+    "OMP_WAIT_POLICY": "passive",  # spinning threads make training crawl beside any other program
 }
 
 
