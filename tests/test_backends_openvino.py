@@ -1,0 +1,90 @@
+"""OpenVINO's own matters: precision, static batch, devices."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_models
+import pytest
+
+from edgekit.backends import _ov_graph, openvino
+from edgekit.backends._ov_graph import Layer
+from edgekit.errors import UnavailableError
+from edgekit.target import Target
+
+
+def target(batch: int = 1, **options: Any) -> Target:
+    document = {"name": "t", "title": "", "source": "", "backend": "openvino", "device": {"arch": platform.machine()}}
+    return Target.model_validate({**document, "run": {"batch": batch}, "options": options})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_models.conv_net(tmp_path_factory.mktemp("models") / "float.onnx")
+
+
+def test_fp32_is_computed_in_fp32(model: Path) -> None:
+    """A CPU with bf16 would run it in bf16 if not told otherwise."""
+    compiled = openvino.open_model(model, target()).compiled
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("NUM_STREAMS") == 1
+    assert compiled.get_property("PERFORMANCE_HINT") == "LATENCY"
+    assert "CACHE_DIR" not in openvino._properties(target(), openvino.Options()), "no model cache while measuring"
+
+
+def test_options_reach_openvino(model: Path, tmp_path: Path) -> None:
+    aim = target(performance_hint="throughput", cache_dir=str(tmp_path), properties={"ENABLE_CPU_PINNING": False})
+    compiled = openvino.open_model(model, aim).compiled
+    assert compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
+    assert list(tmp_path.iterdir()), "the compiled blob is kept"
+
+
+def test_specialized_for_one_batch_and_right_for_all(model: Path, tmp_path: Path) -> None:
+    artifact = openvino.compile_model(model, target(), tmp_path)
+    session, free = openvino.open_model(artifact, target()), openvino.open_model(artifact, target(specialize=False))
+    assert session.inputs[0].shape == (None, 3, 16, 16)
+    assert session.compiled.inputs[0].get_partial_shape()[0].get_length() == 1
+    for count in (1, 4, 1):
+        x = onnx_models.samples(count)
+        np.testing.assert_allclose(session.run({"x": x})[0], free.run({"x": x})[0], atol=1e-5)
+
+
+def test_static_batch_stands_in_the_artifact(model: Path, tmp_path: Path) -> None:
+    aim = target(batch=2, static_batch=True)
+    artifact = openvino.compile_model(model, aim, tmp_path)
+    assert openvino.open_model(artifact, aim).inputs[0].shape == (2, 3, 16, 16)
+
+
+def test_a_device_that_is_not_here_is_named(model: Path) -> None:
+    with pytest.raises(UnavailableError, match="no device 'NPU'"):
+        openvino.open_model(model, target(device="NPU"))
+
+
+def test_combining_devices_are_left_to_openvino(model: Path) -> None:
+    (y,) = openvino.open_model(model, target(device="AUTO")).run({"x": onnx_models.samples(1)})
+    assert y.shape == (1, 10)
+
+
+def layer(kind: str, output: tuple[int, ...], *inputs: tuple[int, ...]) -> Layer:
+    fed = ("f32",) * len(inputs)
+    return Layer("l", kind, "fp32", inputs, output, fed, microseconds=0.0, constant=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "macs"),
+    [
+        (layer("Convolution", (2, 16, 8, 8), (2, 3, 8, 8), (16, 3, 3, 3)), 16 * 64 * 27),
+        (layer("Convolution", (1, 16, 8, 8), (1, 16, 8, 8), (16, 1, 1, 3, 3)), 16 * 64 * 9),
+        (layer("Deconvolution", (1, 4, 8, 8), (1, 8, 4, 4), (8, 4, 2, 2)), 8 * 16 * 4 * 4),
+        (layer("FullyConnected", (2, 10), (2, 32), (10, 32)), 320),
+        (layer("MatMul", (1, 2, 5, 5), (1, 2, 5, 8), (1, 2, 8, 5)), 2 * 25 * 8),
+        (layer("Eltwise", (1, 4), (1, 4), (1, 4)), 0),
+    ],
+)
+def test_multiply_adds_of_one_sample(found: Layer, macs: int) -> None:
+    assert _ov_graph.macs_of(found) == macs
