@@ -194,7 +194,20 @@ def _judged(device: _Device, finished: Finished, resumed: bool) -> Deployed:
         reason, remedy = _told(report, errors)
         status, own = ("unavailable", 4) if code == 4 else ("failed", 3)
         return Deployed(host, status, reason, remedy, own, checks, finished.check, None, resumed)
+    if finished.bench and (slowed := _slowed(finished.bench)):
+        console.warn(f"{host}: {slowed} while it measured: let it cool, and deploy again")
     return Deployed(host, "ok", "", "", 0, checks, finished.check, finished.bench, resumed)
+
+
+def _slowed(bench: dict[str, Any]) -> str:
+    """What slowed the device down while it measured, in words; empty: nothing that it tells of."""
+    before, after = bench["before"], bench["after"]
+    if before["throttled"] != after["throttled"]:
+        return f"the device throttled ({before['throttled']} → {after['throttled']})"
+    first, last = before["frequency_mhz"], after["frequency_mhz"]
+    if first and last and last < 0.9 * first:
+        return f"its clock fell from {first:.0f} to {last:.0f} MHz"
+    return ""
 
 
 def _told(report: dict[str, Any] | None, errors: str) -> tuple[str, str]:

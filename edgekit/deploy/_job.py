@@ -25,10 +25,13 @@ trap "" HUP
 cd || exit 1
 echo $$ >{job}/pid
 waited=0
+nameless=0
 while ! mkdir {home}/busy 2>/dev/null; do
   holder=$(cat {home}/busy/pid 2>/dev/null)
-  if [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null; then
-    mv {home}/busy {home}/busy.$$ && rm -rf {home}/busy.$$
+  [ -n "$holder" ] && nameless=0 || nameless=$((nameless + 1))
+  if [ $nameless -gt 5 ] || {{ [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null; }}; then
+    mv {home}/busy {home}/busy.$$ && rm -rf {home}/busy.$$  # its holder was killed
+    nameless=0
   fi
   waited=$((waited + 1))
   [ $waited -gt {wait_s} ] && exit 1

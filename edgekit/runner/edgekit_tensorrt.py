@@ -1,4 +1,4 @@
-# ruff: noqa: B905, UP006, UP035, UP045  (a board may have Python 3.8)
+# ruff: noqa: B905, UP006, UP035  (a board may have Python 3.8)
 """TensorRT on the device: the engine is built here on first use, kept, and run.
 
 By TensorRT's Python package and the CUDA runtime library; where that package is missing, by ``trtexec``.
@@ -205,7 +205,7 @@ class Engine:
 
 
 class Trtexec:
-    """The same by NVIDIA's command-line tool: one process for each inference, so good for a check, not for timing."""
+    """The same by NVIDIA's command-line tool: a process for each inference, so its own clock tells the latency."""
 
     def __init__(self, tool: str, path: Path, run: Dict[str, Any]) -> None:
         self.tool, self.path, self.facts = tool, path, run
@@ -233,6 +233,18 @@ class Trtexec:
                 command.append(f"--{kind}Shapes=" + spelt({name: three[index] for name, three in shapes.items()}))
         self._call(*command)
 
+    def times_ms(self, feeds: Feeds, seconds: float) -> List[float]:
+        """Latencies of many inferences on inputs of the tool's own, copies to the GPU and back included."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "times.json"
+            command = [f"--loadEngine={self.engine}", f"--exportTimes={out}", f"--duration={max(1, round(seconds))}"]
+            self._call(*command, *self._shapes(feeds), "--iterations=100")
+            return [float(entry["latencyMs"]) for entry in json.loads(out.read_text())]
+
+    def _shapes(self, feeds: Feeds) -> List[str]:
+        free = {p["name"]: feeds[p["name"]].shape for p in self.manifest["inputs"] if None in p["shape"]}
+        return ["--shapes=" + spelt(free)] if free else []
+
     def run(self, feeds: Feeds) -> List[Any]:
         """One inference in a process of its own."""
         import numpy as np
@@ -245,10 +257,7 @@ class Trtexec:
                 files.append(f"{name}:{file}")
             out = Path(folder) / "out.json"
             command = [f"--loadEngine={self.engine}", "--loadInputs=" + ",".join(files), f"--exportOutput={out}"]
-            free = {p["name"]: feeds[p["name"]].shape for p in self.manifest["inputs"] if None in p["shape"]}
-            if free:
-                command.append("--shapes=" + spelt(free))
-            self._call(*command, "--iterations=1", "--warmUp=0", "--duration=0")
+            self._call(*command, *self._shapes(feeds), "--iterations=1", "--warmUp=0", "--duration=0")
             found = {entry["name"]: entry for entry in json.loads(out.read_text())}
         return [
             np.array(found[p["name"]]["values"], p["dtype"]).reshape(sizes(found[p["name"]]["dimensions"]))
