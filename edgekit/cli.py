@@ -156,12 +156,14 @@ def demo(out: Path, as_json: bool) -> int:
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="A target's name or file.")
 @click.option("--budget", "budget_s", type=float, default=60.0, show_default=True, help="Seconds at most.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="An .npz with an array for each input.")
+@click.option("--scenario", "scenarios", multiple=True, help="Also: batches, threads, paced, single-stream, …")
 @JSON
-def bench(models: tuple[Path, ...], target: str, budget_s: float, as_json: bool) -> None:
+def bench(models: tuple[Path, ...], target: str, as_json: bool, **options: Any) -> None:
     """Measure models against the first one, interleaved."""
     from edgekit import measure
 
-    measured = measure.benchmark(list(models), target=target, budget_s=budget_s)
+    measured = measure.benchmark(list(models), target=target, **options)
     if as_json:
         return console.out_json({"measurements": [m.to_json() for m in measured]})
     console.stdout().print(measure.table(measured))
@@ -202,6 +204,31 @@ def bundle(folder: Path, target: str, variant: str | None, out: Path, zipped: bo
 
     written = bundles.bundle(folder, target, variant, out, zip=zipped)
     return console.out_json({"bundle": str(written)}) if as_json else console.out(str(written))
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", "hosts", multiple=True, required=True, help="A device, as ssh takes it (repeatable).")
+@click.option("--install", is_flag=True, help="Put the runtime into an environment of its own there, from wheels.")
+@click.option("--wheels", "wheel_folder", type=click.Path(path_type=Path), help="Where those wheels lie.")
+@click.option("--results", type=click.Path(path_type=Path), help="The record that gets the device's numbers.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="How long to measure.")
+@JSON
+def deploy(bundle: Path, hosts: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Copy a bundle to devices over ssh, check and measure it there, and bring the numbers back."""
+    from dataclasses import asdict
+
+    from edgekit import deploy as deploying
+
+    outcomes = deploying.deploy(bundle, hosts, **options)
+    if as_json:
+        console.out_json({"devices": [asdict(outcome) for outcome in outcomes]})
+    else:
+        for outcome in outcomes:
+            console.out(f"{outcome.host}: {outcome.status}" + (f", {outcome.reason}" if outcome.reason else ""))
+            if outcome.remedy:
+                console.out(f"  fix: {outcome.remedy}")
+    return max(outcome.exit_code for outcome in outcomes)
 
 
 @cli.command()
