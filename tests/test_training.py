@@ -467,3 +467,32 @@ def test_momentum_of_statistics_is_found() -> None:
     assert statistics.reestimate(norm, batches, lambda feeds: norm(feeds["x"])) == 2
     x = torch.cat([feeds["x"] for feeds, _ in batches])
     torch.testing.assert_close(norm.running_mean, x.mean(0), rtol=1e-4, atol=1e-5)
+
+
+class Stream:
+    """A split that has a length by name only, as a DataLoader over a stream does, and grows."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __len__(self) -> int:
+        raise TypeError("a stream has no length")
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        x = torch.randn(16, 16)
+        for _ in range(3 if self.passes == 1 else 5):
+            yield x, (x[:, 0] > 0).long()
+
+
+def test_a_stream_is_counted_and_may_grow(folder: Path) -> None:
+    one = job(folder, mlp(), data={}, schedule="onecycle", epochs=2, metric=None)
+    assert training.train(one, data={"train": Stream()})["epochs"] == 2
+
+
+def test_a_generator_is_told_apart(folder: Path) -> None:
+    x = torch.randn(16, 16)
+    used_up = ((x, (x[:, 0] > 0).long()) for _ in range(3))
+    with pytest.raises(InputError, match="gave no batches") as caught:
+        training.train(job(folder, mlp(), data={}, metric=None), data={"train": used_up})
+    assert "generator" in caught.value.remedy

@@ -140,7 +140,7 @@ def launch(job: dict[str, Any]) -> dict[str, Any]:
     try:
         torchrun.main(torchrun_arguments(parsed.settings, scratch / "job.json"))
     except ChildFailedError as failed:
-        reports = sorted(scratch.glob("error-*.json"))
+        reports = sorted(scratch.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)  # first: the cause
         if reports:
             raise errors.from_dict(json.loads(reports[0].read_text())) from failed
         code = failed.get_first_failure()[1].exitcode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
@@ -51,12 +52,16 @@ class Split:
             yield tensors, None if labels is None else torch.as_tensor(labels)
             count += 1
         if not count:
-            raise InputError(
-                f"the split '{self.name}' gave no batches",
-                where="[data]",
-                remedy="return at least one batch, from a list or a class that can be read again and again, "
-                "not from a generator",
-            )
+            raise self.empty()
+
+    def empty(self) -> InputError:
+        """The error for a split that gives nothing, or gives nothing the second time."""
+        return InputError(
+            f"the split '{self.name}' gave no batches",
+            where="[data]",
+            remedy="return at least one batch, from a list or a class that can be read again and again, "
+            "not from a generator",
+        )
 
     def _items(self) -> Iterator[Any]:
         number = 0
@@ -76,7 +81,10 @@ class Split:
 
     def __len__(self) -> int:
         """How many batches: as the split says, or counted in one pass."""
-        return len(self.source) if isinstance(self.source, Sized) else sum(1 for _ in self._items())
+        if isinstance(self.source, Sized):
+            with contextlib.suppress(TypeError):  # a DataLoader over a stream has the method, and raises
+                return len(self.source)
+        return sum(1 for _ in self._items())
 
 
 def _mixed(spool: Spool) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import console
-from edgekit.errors import InputError, StageError
+from edgekit.errors import EdgekitError, InputError, StageError
 from edgekit.training import checkpoint, optimization, statistics
 from edgekit.training.data import Split, seed_all, shares
 
@@ -81,13 +81,35 @@ def fit(task: Task, settings: TrainSection, *, seed: int, accelerator: Accelerat
     if task.teacher is not None:
         task.teacher.to(accelerator.device).eval()
     seed_all(seed, 0)
-    steps = 0 if settings.epochs == 0 else len(task.train)
+    steps = 0 if settings.epochs == 0 else _steps(task.train, accelerator)
     optimizer = optimization.optimizer(student.parameters(), settings, task.kind) if steps else None
     schedule = optimization.schedule(optimizer, settings, task.kind, steps * settings.epochs) if optimizer else None
     run = _Run(task, settings, seed, accelerator, student, optimizer, schedule, steps)
     if optimizer is None:
         return run.only_statistics()
     return run.epochs()
+
+
+def _steps(train: Split, accelerator: Accelerator) -> int:
+    """Steps in an epoch, as the first process counts them: the schedule must be one in all.
+
+    Raises:
+        InputError: There are none, or counting raised, in all processes.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [len(train)]
+        except EdgekitError as error:
+            found = [error]
+    steps = broadcast_object_list(found)[0]
+    if isinstance(steps, EdgekitError):
+        raise steps
+    if not steps:
+        raise train.empty()
+    return int(steps)
 
 
 def _accelerator() -> Accelerator:
@@ -167,8 +189,8 @@ class _Run:
             raise self.diverged(value, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.settings.schedule != "plateau":
-            self.schedule.step()
+        if self.settings.schedule != "plateau" and self.schedule.last_epoch < self.steps * self.settings.epochs:
+            self.schedule.step()  # a split that grew has more steps than the schedule was made for
         return value
 
     def loss(self, outputs: tuple[Tensor, ...], feeds: dict[str, Tensor], labels: Tensor | None) -> Tensor:
