@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.cli import cli, exit_code
+from edgekit.cli import cli
+from edgekit.cli.line import exit_code
 
 RECIPE = 'targets = ["x86-cpu", "nvidia-gpu"]\n[model]\nentry = "model.py:build"\n[[variant]]\nname = "fp32"\n'
 MODEL = "import torch\ndef build():\n    return torch.nn.Linear(4, 2), torch.zeros(2, 4)\n"

@@ -1,0 +1,110 @@
+"""The verbs about devices and artifacts: targets, doctor, inspect, bundle, deploy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit import console
+from edgekit.cli._options import JSON, OK
+
+
+@click.command()
+@JSON
+def targets(as_json: bool) -> None:
+    """List the devices: what runs here, what can be built for, and what can't and why."""
+    from edgekit import target
+
+    rows = target.targets()
+    if as_json:
+        return console.out_json({"targets": rows})
+    return _table(
+        ("target", "here", "title", "because"), [(r["name"], r["status"], r["title"], r["reason"]) for r in rows]
+    )
+
+
+@click.command()
+@JSON
+def doctor(as_json: bool) -> int:
+    """Prove each runtime by running a one-operator model."""
+    from edgekit import doctor as doctors
+
+    rows = doctors.doctor()
+    if as_json:
+        console.out_json({"backends": rows})
+    else:
+        _table(("backend", "works", "what", "fix"), [doctors.cells(r) for r in rows])
+    return OK
+
+
+@click.command()
+@click.argument("model")
+@click.option("--target", help="The target it is for; default: one thread on this machine.")
+@click.option("--profile", is_flag=True, help="Run it: time by operator and layer, and why it is slow.")
+@click.option(
+    "--prune", "ratio", type=float, help="Of a 'model.py:entry': what would go at this ratio, and what stays."
+)
+@JSON
+def inspect(model: str, target: str | None, profile: bool, ratio: float | None, as_json: bool) -> None:
+    """Describe a model file or artifact; or say what pruning 'model.py:entry' would do."""
+    from edgekit import inspection
+
+    if ":" in model and not Path(model).exists():
+        report = inspection.inspect_entry(model, ratio)
+        text = inspection.entry_text(report)
+    else:
+        report = inspection.inspect(Path(model), target=target, profile=profile)
+        text = inspection.text(report)
+    return console.out_json(report) if as_json else console.out(text)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="Whose artifact to bundle.")
+@click.option("--variant", help="Default: the fastest that kept the metric.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--zip", "zipped", is_flag=True, help="Write one archive instead.")
+@JSON
+def bundle(folder: Path, target: str, variant: str | None, out: Path, zipped: bool, as_json: bool) -> None:
+    """Make the folder that goes to the device: it runs there with the runtime and numpy alone."""
+    from edgekit import bundle as bundles
+
+    written = bundles.bundle(folder, target, variant, out, zip=zipped)
+    return console.out_json({"bundle": str(written)}) if as_json else console.out(str(written))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", "hosts", multiple=True, required=True, help="A device, as ssh takes it (repeatable).")
+@click.option("--install", is_flag=True, help="Put the runtime into an environment of its own there, from wheels.")
+@click.option("--wheels", "wheel_folder", type=click.Path(path_type=Path), help="Where those wheels lie.")
+@click.option("--results", type=click.Path(path_type=Path), help="The record that gets the device's numbers.")
+@click.option("--seconds", type=float, default=10.0, show_default=True, help="How long to measure.")
+@JSON
+def deploy(bundle: Path, hosts: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Copy a bundle to devices over ssh, check and measure it there, and bring the numbers back."""
+    from dataclasses import asdict
+
+    from edgekit import deploy as deploying
+
+    outcomes = deploying.deploy(bundle, hosts, **options)
+    if as_json:
+        console.out_json({"devices": [asdict(outcome) for outcome in outcomes]})
+    else:
+        for outcome in outcomes:
+            console.out(f"{outcome.host}: {outcome.status}" + (f", {outcome.reason}" if outcome.reason else ""))
+            if outcome.remedy:
+                console.out(f"  fix: {outcome.remedy}")
+    return max(outcome.exit_code for outcome in outcomes)
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console.stdout().print(table)
