@@ -47,7 +47,8 @@ def configure(*, quiet: bool = False, verbosity: int = 0) -> None:
     """Let edgekit speak on stderr (the command line calls this; a library user need not)."""
     _state.speaking, _state.quiet, _state.verbosity = True, quiet, verbosity
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+    log.setLevel(level)
 
 
 def verbosity() -> int:
