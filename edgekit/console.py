@@ -82,8 +82,9 @@ def stdout() -> Console:
 
 def note(text: str) -> None:
     """Say one line of progress."""
-    log.info(text)
-    if _state.speaking and not _state.quiet:
+    if not _state.speaking:
+        log.info(text)
+    elif not _state.quiet:
         stderr().print(text, markup=False)
 
 
