@@ -57,7 +57,7 @@ def waterfall(row: Row, span: words.Interval, label: str) -> str:
         before = step.after if step.before is None else step.before
         data.append(
             {
-                "stage": f"{number}. {step.stage}",
+                "stage": f"{number}. {words.short(step.stage, 24)}",
                 "from": before,
                 "to": step.after,
                 "edge": max(before, step.after),
@@ -84,6 +84,7 @@ def waterfall(row: Row, span: words.Interval, label: str) -> str:
 
 def stacked(lines: Sequence[tuple[str, dict[str, float]]], label: str, *, most: int = 6) -> str:
     """Milliseconds by kind of operator, one bar for each ``(name, {operator: ms})``; small ones as "other"."""
+    lines = [(name, {words.short(kind, 24): spent for kind, spent in parts.items()}) for name, parts in lines]
     greatest: dict[str, float] = {}
     for _, parts in lines:
         for kind, spent in parts.items():
@@ -148,7 +149,7 @@ def bars(items: Sequence[tuple[str, float, str]], title: str, label: str) -> str
     low = min(0.0, *(value for _, value, _ in items))
     scale = {"domain": [low, high * width / (width - room)], "nice": False}
     x = charts.number("value", scale=scale, axis={"title": title, "tickCount": 4})
-    y = charts.name("name", axis=charts.row_names(260))
+    y = charts.name("name", axis=charts.row_names())
     text = charts.mark("text", align="left", dx=6, fontSize=12, color=INK)
     layers = [
         charts.layer(charts.mark("bar", aria=True, height=14, color=BLUE), x=x, y=y, description={"field": "text"}),

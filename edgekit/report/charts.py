@@ -13,6 +13,8 @@ import importlib.util
 import json
 from typing import Any
 
+from edgekit.console import warn
+
 VERSION = "6.1"  # of Vega-Lite, one that vl-convert holds
 INK, SOFT, GRID, PAPER = "#1b1f24", "#57606a", "#d0d7de", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
@@ -33,12 +35,20 @@ def available() -> bool:
 def svg(chart: dict[str, Any], label: str) -> str:
     """Draw a Vega-Lite specification; ``label`` is what a screen reader says of the whole.
 
+    Empty, with a warning, where it can't be drawn: no name or number may cost the whole report.
+
     The specification is written out rather than made by Altair: its copies and checks of the same
     JSON cost more than the drawing (a report of 200 variants took 8 s, not 2).
     """
     import vl_convert
 
-    text: str = vl_convert.vegalite_to_svg(json.dumps({**_LOOKS, **chart}), vl_version=VERSION, allowed_base_urls=())
+    try:
+        text: str = vl_convert.vegalite_to_svg(
+            json.dumps({**_LOOKS, **chart}), vl_version=VERSION, allowed_base_urls=_NOWHERE
+        )
+    except ValueError as error:
+        warn(f"the picture '{label}' can't be drawn; its table stands alone ({str(error).strip().splitlines()[-1]})")
+        return ""
     text = text.replace(f' xlink:href="{ROW_LINK}', ' href="#v-')
     opening = f'<svg role="graphics-document" aria-label="{html.escape(label)}" '
     return opening + text.removeprefix("<svg ")
@@ -57,7 +67,7 @@ _LOOKS: dict[str, Any] = {
             "labelFontSize": 12,
             "titleFontSize": 12,
             "titleFontWeight": 600,
-            "labelLimit": 190,
+            "labelLimit": 0,  # names are cut before: Vega would cut through a pair of surrogates
             "labelColor": SOFT,
             "titleColor": INK,
             "gridColor": GRID,
@@ -99,12 +109,12 @@ def top_title(title: str, **options: Any) -> dict[str, Any]:
     return {"title": title, **flat, **options}
 
 
-def row_names(limit: int = 190) -> dict[str, Any]:
+def row_names() -> dict[str, Any]:
     """The axis of a bar chart's names."""
-    return {"domain": False, "ticks": False, "labelLimit": limit, "title": None, "labelColor": INK}
+    return {"domain": False, "ticks": False, "title": None, "labelColor": INK}
 
 
 def key(**options: Any) -> dict[str, Any]:
     """A legend under the picture."""
-    looks = {"labelFontSize": 12, "labelColor": INK, "labelLimit": 130, "symbolType": "square", "offset": 8}
+    looks = {"labelFontSize": 12, "labelColor": INK, "labelLimit": 0, "symbolType": "square", "offset": 8}
     return {"title": None, "orient": "bottom", "columns": 3, **looks, **options}
