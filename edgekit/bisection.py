@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.agree import Feeds
+
+Origins = Mapping[str, tuple[str, str]]  # value → the user's module and file:line
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,28 @@ class Disagreement:
         return f"node {self.node!r} ({self.operator}){module}{source}"
 
 
+def bisect_job(a: str, b: str, feeds: str, tolerance: float = FLOOR) -> dict[str, Any] | None:
+    """Where the ONNX file ``b`` (one that a runtime compiled, too) parts from ``a``, for a child process to tell.
+
+    Args:
+        a: The file before: ``.pt2`` or ``.onnx``. b: The ``.onnx`` file after it.
+        feeds: An ``.npz`` by input name.
+        tolerance: As in :class:`~edgekit.agree.Verdict`.
+
+    Returns:
+        A :class:`Disagreement` as JSON with its ``text``; None where no shared value disagrees.
+    """
+    import numpy as np
+
+    from edgekit.sniffing import sniff
+
+    with np.load(feeds, allow_pickle=False) as file:
+        values = {name: file[name] for name in file.files}
+    bisect = bisect_onnx if sniff(a) == "onnx" else bisect_torch_onnx
+    found = bisect(a, b, values, tolerance)
+    return {**asdict(found), "text": str(found)} if found else None
+
+
 def bisect_onnx(a: Path | str, b: Path | str, feeds: Feeds, tolerance: float = FLOOR) -> Disagreement | None:
     """The first node of ``b`` from which on it disagrees with ``a``, by the values that both name alike.
 
@@ -55,7 +79,7 @@ def bisect_onnx(a: Path | str, b: Path | str, feeds: Feeds, tolerance: float = F
     shared = [name for node in second.graph.node for name in node.output if name in made]
     left, right = (ortrun.run_values(model, shared, feeds) for model in (first, second))
     gaps = {name: _value_gap(left[name], right[name]) for name in shared}
-    return _first_wrong(second, gaps, tolerance, origins=(second, first))
+    return _first_wrong(second, gaps, tolerance, (_origins(second), _origins(first)))
 
 
 def bisect_torch_onnx(
@@ -78,17 +102,20 @@ def bisect_torch_onnx(
     theirs = ortrun.run_values(proto, made, feeds)
     gaps: dict[str, tuple[float, float]] = {}
 
+    places: dict[str, tuple[str, str]] = {}
+
     class Watch(torch.fx.Interpreter):
         def run_node(self, node: torch.fx.Node) -> Any:
             value = super().run_node(node)
             name = renamed.get(node.name, node.name)
+            places[name] = exporting.origin_of_operation(node)
             if isinstance(value, torch.Tensor) and name in theirs and name not in gaps:
                 gaps[name] = _value_gap(as_array(value), theirs[name])
             return value
 
     with torch.no_grad():
         Watch(program.graph_module).run(*_placeholders(program, feeds))
-    return _first_wrong(proto, gaps, tolerance, origins=(proto,))
+    return _first_wrong(proto, gaps, tolerance, (_origins(proto), places))
 
 
 def _placeholders(program: torch.export.ExportedProgram, feeds: Feeds) -> list[Any]:
@@ -118,7 +145,7 @@ def _first_wrong(
     graph: onnx.ModelProto,
     gaps: Mapping[str, tuple[float, float]],
     tolerance: float,
-    origins: Sequence[onnx.ModelProto],
+    origins: Sequence[Origins],
 ) -> Disagreement | None:
     """Walk back from the wrong outputs along wrong values, to the first that has none before it.
 
@@ -159,16 +186,16 @@ def _told(
     graph: onnx.ModelProto,
     makers: Mapping[str, int],
     gap: tuple[float, float],
-    origins: Sequence[onnx.ModelProto],
+    origins: Sequence[Origins],
 ) -> Disagreement:
     node = graph.graph.node[makers[name]]
-    module = source = ""
-    for model in origins:
-        same = next((n for n in model.graph.node if name in n.output), None)
-        if same is not None:
-            own_module, own_source = origin(same)
-            module, source = module or own_module, source or own_source
+    told = [origin[name] for origin in origins if name in origin]
+    module, source = (next(filter(None, parts), "") for parts in zip(*told, strict=True)) if told else ("", "")
     return Disagreement(node.name or name, node.op_type, name, module, source, *gap)
+
+
+def _origins(model: onnx.ModelProto) -> Origins:
+    return {name: origin(node) for node in model.graph.node for name in node.output if name}
 
 
 def origin(node: onnx.NodeProto) -> tuple[str, str]:

@@ -216,8 +216,6 @@ def _disagreement(stage: str, before: str, verdict: agree.Verdict, found: bisect
 
 def _untranslatable(program: torch.export.ExportedProgram, error: Exception) -> InputError:
     """Say which operation of which module has no ONNX form."""
-    from edgekit import onnxedit
-
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -227,9 +225,7 @@ def _untranslatable(program: torch.export.ExportedProgram, error: Exception) -> 
     name = re.search(r"translating node %(\w+)", text)
     operator = re.search(r"OpOverload\(op='([^']+)'", text)
     node = _node_named(program, name[1] if name else "")
-    scopes = list(((node.meta if node else {}).get("nn_module_stack") or {}).values())
-    module = scopes[-1][0] if scopes else ""
-    place = onnxedit.source_line((node.meta.get("stack_trace") if node else "") or "")
+    module, place = origin_of_operation(node) if node else ("", "")
     what = f"the operation {operator[1]} has no ONNX form" if operator else str(chain[-1]).splitlines()[0][:300]
     return InputError(
         f"torch can't write the model as ONNX: {what}" + (f", in the module '{module}'" if module else ""),
@@ -237,6 +233,14 @@ def _untranslatable(program: torch.export.ExportedProgram, error: Exception) -> 
         remedy="replace it by operations that ONNX has, or take that part out of the model",
         details=text[-4000:],
     )
+
+
+def origin_of_operation(node: torch.fx.Node) -> tuple[str, str]:
+    """The user's module and ``file:line`` behind an operation of a torch graph; each may be empty."""
+    from edgekit.onnxedit import source_line
+
+    scopes = list((node.meta.get("nn_module_stack") or {}).values())
+    return (scopes[-1][0] if scopes else ""), source_line(node.meta.get("stack_trace") or "")
 
 
 def _node_named(program: torch.export.ExportedProgram, name: str) -> torch.fx.Node | None:

@@ -134,6 +134,7 @@ def keep_origins(model: ir.Model) -> None:
         graph.metadata_props.clear()
         for node in graph:
             module, source = origin_of(node.metadata_props)
+            module = _owner(node) or module
             node.metadata_props.clear()
             if module:
                 node.metadata_props[MODULE_KEY] = module
@@ -142,6 +143,14 @@ def keep_origins(model: ir.Model) -> None:
     for value in values(model):
         value.metadata_props.clear()
     model.metadata_props.clear()
+
+
+def _owner(node: ir.Node) -> str:
+    """The module whose weight a node uses; a fused node would else be told as the normalization it took in."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or not weight.is_initializer() or not (weight.name or "").endswith(".weight"):
+        return ""
+    return (weight.name or "").removesuffix(".weight")
 
 
 def origin_of(notes: Mapping[str, str]) -> tuple[str, str]:
