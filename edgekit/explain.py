@@ -104,7 +104,8 @@ def _slow_integers(times: Sequence[LayerTime], total: float) -> list[Finding]:
         if operator in SLOW_INTEGER and share >= NOTABLE:
             why = SLOW_INTEGER[operator]
             fix = "leave it out of elementwise in the target's [quantize] table and compare"
-            found.append((share, f"{count} {operator} take {share:.0%} of the time: {why}; {fix}"))
+            takes = "takes" if count == 1 else "take"
+            found.append((share, f"{count} {operator} {takes} {share:.0%} of the time: {why}; {fix}"))
     return found
 
 
@@ -129,8 +130,8 @@ def _islands(layers: Sequence[LayerPrecision], times: Sequence[LayerTime], total
     return [
         (
             share,
-            f"{len(islands)} float islands ({', '.join(kinds)}) between integer layers take {share:.0%} of the time: "
-            "rewrite them into operators with an integer kernel (a mean over H and W into GlobalAveragePool), "
+            f"{_count(len(islands), 'float island')} ({', '.join(kinds)}) between integer layers, {share:.0%} of the "
+            "time: rewrite them into operators with an integer kernel (a mean over H and W into GlobalAveragePool), "
             "or end the integer part before them",
         )
     ]
@@ -155,8 +156,8 @@ def _memory_bound(layers: Sequence[LayerPrecision], times: Sequence[LayerTime], 
     return [
         (
             share,
-            f"{len(bound)} layers wait for memory, {share:.0%} of the time (worst '{worst.name}': {density:.1f} "
-            f"multiply-adds a byte, {rates[worst.name] / best:.0%} of the best layer's rate): fewer multiply-adds "
+            f"{_count(len(bound), 'layer')} that wait for memory, {share:.0%} of the time (worst '{worst.name}': "
+            f"{density:.1f} multiply-adds a byte, {rates[worst.name] / best:.0%} of the best layer's rate): fewer multiply-adds "
             "won't make them faster; smaller activations or fewer channels of their input and output will",
         )
     ]
@@ -192,6 +193,10 @@ def _overhead(times: Sequence[LayerTime], total: float, wall_ms: float | None) -
 
 def _macs(name: str, layers: Sequence[LayerPrecision]) -> int:
     return next((layer.macs for layer in layers if layer.name == name), 0)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def _named(names: Sequence[str]) -> str:
