@@ -158,7 +158,7 @@ def _memory_bound(layers: Sequence[LayerPrecision], times: Sequence[LayerTime], 
             share,
             f"{_count(len(bound), 'layer')} that wait for memory, {share:.0%} of the time (worst '{worst.name}': "
             f"{density:.1f} multiply-adds a byte, {rates[worst.name] / best:.0%} of the best layer's rate): "
-            "fewer multiply-adds won't make them faster; smaller activations or fewer channels of their input and output will",
+            "fewer multiply-adds won't make them faster; smaller activations or fewer channels around them will",
         )
     ]
 
