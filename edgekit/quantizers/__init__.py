@@ -25,12 +25,17 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgekit import child, rooms, spool
+from edgekit import child, console, onnxfile, rooms, spool
 from edgekit.errors import InputError
 from edgekit.recipe import ExportSection, MetricSection, QuantizeSection
 from edgekit.target import Target, checked, load_target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgekit.quantizers._job import Job
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,36 @@ def quantize_job(
         base=Path(base),
     )
     graph = _graph.load(Path(model))
-    method = "static" if job.settings.method == "auto" else job.settings.method
-    done, report = rooms.load("quantizers", method, base=job.base).quantize(graph, job)
+    if found := _graph.integer_operators(graph):
+        return _as_it_is(Path(model), Path(out), found, graph.producer_name or "another tool")
+    done, report = rooms.load("quantizers", _method(graph, job), base=job.base).quantize(graph, job)
     _graph.save(done, Path(out))
-    return {**report, "size_bytes": Path(out).stat().st_size}
+    return {**report, **_sizes(Path(model), Path(out))}
+
+
+def _method(model: ir.Model, job: Job) -> str:
+    """The member that does the work: ``auto`` is static, or dynamic where the work is an LSTM's."""
+    if job.settings.method == "qat":
+        return "static"  # what is then trained
+    if job.settings.method != "auto":
+        return job.settings.method
+    operators = {node.op_type for node in model.graph}
+    if job.target.backend == "onnxruntime" and "LSTM" in operators and not operators & {"Conv"}:
+        return "dynamic"
+    return "static"
+
+
+def _as_it_is(model: Path, out: Path, found: dict[str, int], producer: str) -> dict[str, Any]:
+    """A model that another tool quantized is taken as it is: measured, explained, fine-tuned and gated like ours."""
+    onnxfile.write_model(onnxfile.read_model(model), out)
+    console.note(
+        f"already quantized by {producer}: {', '.join(f'{n} {op}' for op, n in found.items())}; taken as it is"
+    )
+    return {"method": "as_it_is", "producer": producer, "operators": found, **_sizes(model, out)}
+
+
+def _sizes(before: Path, after: Path) -> dict[str, int]:
+    """Bytes of the model before and after, with the weights that lie beside an edgekit file."""
+    parts = [[path, path.with_name(f"{path.name}.data")] for path in (before, after)]
+    sizes = [sum(part.stat().st_size for part in pair if part.exists()) for pair in parts]
+    return {"size_bytes_before": sizes[0], "size_bytes": sizes[1]}

@@ -194,26 +194,34 @@ class Collector:
         seen, total = 0, -(-len(samples) // size)
         for feeds in console.track(samples.groups(size, full=fixed is not None), "calibrating", total):
             count = len(next(iter(feeds.values())))
-            self._take(feeds, count, seen, count / len(samples))
+            try:
+                self._take(feeds, count, count / len(samples))
+            except _NotFiniteError as error:
+                raise InputError(
+                    f"calibration sample {samples.index(seen + error.row)} gives NaN or infinity in {error.place}",
+                    remedy="mend or leave out that sample; if its inputs are sound, the float model overflows on it",
+                ) from error
             seen += count
 
-    def _take(self, feeds: Feeds, count: int, seen: int, share: float) -> None:
+    def _take(self, feeds: Feeds, count: int, share: float) -> None:
+        import numpy as np
+
+        for name, value in feeds.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                rows = np.isfinite(value.reshape(count, -1)).all(axis=1)
+                raise _NotFiniteError(int(np.argmin(rows)), f"input '{name}'")
         results = self._session.run(None, dict(feeds))
         values = [(name, feeds[name]) for name in self._inputs] + [(name, results[i]) for i, name in self._outputs]
         for name, value in values:
             if not value.size:
                 continue
-            rows = value.reshape(count if len(value) % count == 0 else 1, -1)
-            seen_of = self.statistics[name]
+            rows, seen = value.reshape(count if len(value) % count == 0 else 1, -1), self.statistics[name]
             try:
-                seen_of.add(rows, histogram=self._histogram)
-                if seen_of.axis is not None:
-                    seen_of.add_channels(value, share)
+                seen.add(rows, histogram=self._histogram)
             except FloatingPointError as error:
-                raise InputError(
-                    f"calibration sample {seen + error.args[0]} gives NaN or infinity in {self._place(name)}",
-                    remedy="mend or leave out that sample; if its inputs are sound, the float model overflows on it",
-                ) from error
+                raise _NotFiniteError(error.args[0], self._place(name)) from error
+            if seen.axis is not None:
+                seen.add_channels(value, share)
 
     def _group_size(self, samples: Samples) -> int:
         """How many samples may run at once: one, if some tensor does not keep samples apart along its first axis."""
@@ -229,15 +237,24 @@ class Collector:
             return 1  # the model takes no batch, whatever its shapes say
         for a, b, ab in zip(first, second, both, strict=True):
             apart = np.concatenate([a, b]) if a.ndim and b.ndim and a.shape[1:] == b.shape[1:] else None
-            if apart is None or apart.shape != ab.shape or not np.allclose(apart, ab, rtol=1e-3, atol=1e-3 * peak(ab)):
+            if apart is None or apart.shape != ab.shape:
+                return 1
+            top = peak(ab)
+            if not math.isfinite(top) or not np.allclose(apart, ab, rtol=1e-3, atol=1e-3 * top):
                 return 1
         return max(1, min(GROUP, GROUP_BYTES // max(1, sum(value.nbytes for value in first))))
 
     def _place(self, name: str) -> str:
-        if name in self._inputs:
-            return f"input '{name}'"
         maker = next(n for n in self._model.graph for v in n.outputs if v.name == name)
         return f"tensor '{name}', made by node '{maker.name}' ({maker.op_type})"
+
+
+class _NotFiniteError(ArithmeticError):
+    """A NaN or an infinity, in which sample of the group and where."""
+
+    def __init__(self, row: int, place: str) -> None:
+        super().__init__(row, place)
+        self.row, self.place = row, place
 
 
 def observed(model: ir.Model, names: Iterable[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def load(path: Path) -> ir.Model:
     from onnx_ir.passes import common
 
     model = ir.from_proto(onnxfile.read_model(path))
-    model = _at_least(model, QDQ_OPSET, path)
+    model = at_least(model, QDQ_OPSET, str(path))
     passes = ir.passes.Sequential(
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -42,8 +43,12 @@ def load(path: Path) -> ir.Model:
     return infer(passes(model).model)
 
 
-def _at_least(model: ir.Model, opset: int, path: Path) -> ir.Model:
-    """Convert an older model up, as far as Q/DQ with per-channel scales needs."""
+def at_least(model: ir.Model, opset: int, where: str = "") -> ir.Model:
+    """The model at an opset, converted up if it is older.
+
+    Raises:
+        InputError: ONNX has no conversion for one of its operators.
+    """
     import onnx_ir as ir
     from onnx import version_converter
 
@@ -54,7 +59,7 @@ def _at_least(model: ir.Model, opset: int, path: Path) -> ir.Model:
     except Exception as error:
         raise InputError(
             f"its opset {model.opset_imports['']} can't be converted to {opset}: {str(error)[:300]}",
-            where=str(path),
+            where=where,
             remedy=f"export the model again with opset {opset} or above",
         ) from error
 
@@ -113,10 +118,18 @@ def rank(value: ir.Value) -> int | None:
     return None if value.shape is None else len(value.shape)
 
 
-def is_quantized(model: ir.Model) -> bool:
-    """Whether some tool has put integers into this graph already."""
-    marks = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulNBits")
-    return any(node.op_type in marks for node in model.graph)
+def integer_operators(model: ir.Model) -> dict[str, int]:
+    """The operators by which some tool has put integers into this graph already, and how many of each."""
+    marks = (
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulNBits",
+    )
+    found = Counter(n.op_type for n in model.graph if n.op_type in marks or n.op_type.startswith("QLinear"))
+    return dict(sorted(found.items()))
 
 
 def session(model: ir.Model, *, optimized: bool = False) -> Any:
@@ -129,6 +142,7 @@ def session(model: ir.Model, *, optimized: bool = False) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other work shares the cores
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:

@@ -187,6 +187,7 @@ def _activation(
     q = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}_q")
     dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{name}_dq")
     q.outputs[0].name, dq.outputs[0].name = f"{name}_q", f"{name}_dq"
+    q.outputs[0].type, q.outputs[0].shape = zero.type, value.shape
     dq.outputs[0].type, dq.outputs[0].shape = value.type, value.shape
     if maker is None:
         graph.insert_before(graph[0], [q, dq])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, Array]
 
 HELD_OUT = 4  # every fourth sample is held out where a choice is made
+COMPARED = 64  # samples of the validation split that the calibration data are compared with
+UNLIKE = 4.0  # times as wide a range
 ENOUGH = 32  # samples under which a warning is said
 
 
@@ -35,15 +37,25 @@ class Samples:
 
     def __len__(self) -> int:
         total = min(self.limit, self.spool.samples)
-        held = total // HELD_OUT
-        if self.part == "all" or held < 2:
+        if self._whole():
             return total
+        held = total // HELD_OUT
         return held if self.part == "held" else total - held
+
+    def index(self, position: int) -> int:
+        """Where in the spool the sample at a position of this part stands."""
+        if self._whole():
+            return position
+        if self.part == "held":
+            return position * HELD_OUT + HELD_OUT - 1
+        return position + position // (HELD_OUT - 1)
+
+    def _whole(self) -> bool:
+        return self.part == "all" or min(self.limit, self.spool.samples) // HELD_OUT < 2
 
     def singles(self) -> Iterator[Feeds]:
         """One sample at a time: input name → array (1, …)."""
-        whole = self.part == "all" or min(self.limit, self.spool.samples) // HELD_OUT < 2
-        number = 0
+        whole, number = self._whole(), 0
         for feeds in self.spool.feeds():
             for row in range(len(next(iter(feeds.values())))):
                 if number >= self.limit:
@@ -117,3 +129,25 @@ def _check_one(name: str, value: ir.Value, array: Array, where: str) -> None:
             where=where,
             remedy="give the samples the model's shape; the first axis is the batch",
         )
+
+
+def compare(calibration: Samples, validation: Samples) -> None:
+    """Warn where the calibration data's range is unlike the validation data's (forgotten normalization)."""
+    import numpy as np
+
+    peaks: list[dict[str, float]] = []
+    for part in (calibration, validation):
+        peak: dict[str, float] = {}
+        few = Samples(part.spool, min(part.limit, COMPARED))
+        for sample in few.singles():
+            for name, value in sample.items():
+                if value.dtype.kind == "f":
+                    peak[name] = max(peak.get(name, 0.0), float(np.abs(value).max(initial=0.0)))
+        peaks.append(peak)
+    for name, mine in peaks[0].items():
+        theirs = peaks[1].get(name, mine)
+        if not max(mine, theirs) <= UNLIKE * min(mine, theirs):
+            console.warn(
+                f"the calibration data's range of '{name}' (±{mine:.3g}) is unlike the validation data's "
+                f"(±{theirs:.3g}); is one of them not normalized?"
+            )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 GROUP = 16
-FAILED_DB = 0.0  # noise as strong as the signal
+FAILED_DB = 3.0  # noise of half the signal's power; an output that is saturated throughout has less
 SILENCE_DB = 200.0  # stands for "no noise at all"
 
 
@@ -146,7 +146,7 @@ class _Tally:
 
 
 def require_signal(decibels: float) -> None:
-    """Refuse a model whose noise is stronger than its signal.
+    """Refuse a model whose outputs are mostly noise, or saturated.
 
     Raises:
         StageError: It is.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgekit.quantizers import _correct, _guard, _place, _prepare, _ranges, _samples
+from edgekit.quantizers import _correct, _guard, _place, _prepare, _ranges, _samples, _saturation, _trt_rules
 from edgekit.quantizers._calibrate import Collector, Statistics
 from edgekit.quantizers._draft import Draft
 from edgekit.quantizers._job import Job, spool_of
@@ -29,16 +29,26 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     scheme, settings, spool = job.target.quantize, job.settings, spool_of(job)
     data = Samples(spool, settings.samples)
     _samples.check(model, data)
+    if job.validation is not None:
+        _samples.compare(data, Samples(job.validation, _samples.COMPARED))
     prepared = _prepare.prepare(model, scheme.prepare)
     judge = Judge(model, replace(data, part="held"), job.validation, job.metric, job.base)
     draft, found = _drafted(model, data, judge, scheme, settings.calibration)
     report = {"method": "static", "samples": len(data), "prepared": prepared, **found}
+    if scheme.saturates:
+        risks = _saturation.overflows(draft, data)
+        draft = replace(draft, bits=_saturation.repair(draft, risks))
+        report["saturation"] = {"layers": risks, "repaired_with_bits": _saturation.SAFE_BITS}
     if settings.max_drop is not None:
         draft, guarded = _guard.guard(draft, judge, settings.max_drop)
         report |= guarded
     quantized = draft.build()
+    if job.target.backend == "tensorrt":
+        report["tensorrt_warnings"] = _trt_rules.require(quantized)
     report["sqnr_db"] = round(judge.sqnr([quantized])[0], 2)
     require_signal(report["sqnr_db"])
+    if job.validation is not None:
+        require_signal(judge.sqnr([quantized], Samples(job.validation, _samples.COMPARED))[0])
     report["integer_nodes"] = len(draft.plan.nodes)
     report["float"] = [{"layer": layer, "reason": reason} for layer, reason in draft.plan.floats.items()]
     return quantized, report

@@ -1,0 +1,348 @@
+"""Static quantization: placement, arithmetic, choice, and everything that can be wrong with the input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from quantizing import (
+    batches,
+    decibels,
+    graph,
+    initializers,
+    optimized_operators,
+    quantize,
+    residual_net,
+    run,
+    transformer,
+)
+
+import edgekit
+from edgekit import console, spool
+from edgekit.errors import InputError, StageError
+from edgekit.quantizers import quantize_job
+from edgekit.target import load_target
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def images(rng: np.random.Generator, count: int = 64) -> np.ndarray:
+    return rng.normal(size=(count, 3, 16, 16)).astype(np.float32)
+
+
+def test_every_layer_of_a_residual_net_runs_in_integers(rng: np.random.Generator, tmp_path: Path) -> None:
+    data = images(rng)
+    made, report = quantize(residual_net(rng), data, tmp_path)
+    operators = optimized_operators(made, tmp_path)
+    assert operators["QLinearConv"] == 3
+    assert operators["QLinearAdd"] == 1
+    assert operators["QLinearGlobalAveragePool"] == 1
+    assert operators["QGemm"] == 1
+    assert operators["QuantizeLinear"] == 1
+    assert not {"Conv", "Add", "Relu", "ReduceMean", "DequantizeLinear"} & set(operators)
+    assert report["float"] == []
+    assert report["prepared"] == {"mean_to_pool": 1, "pad_channels": 1}
+
+
+def test_the_quantized_net_computes_what_the_float_one_does(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    made, report = quantize(model, data, tmp_path)
+    fresh = images(rng, 32)
+    assert decibels(run(model, fresh), run(made, fresh)) > 25
+    assert report["sqnr_db"] > 25
+    assert report["size_bytes"] < report["size_bytes_before"]
+    assert [v.name for v in made.graph.input] == ["x"]
+    assert [v.name for v in made.graph.output] == ["y"]
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_the_form_that_training_reads(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    made, _ = quantize(model, data, tmp_path)
+    values, nodes = initializers(made), {n.name: n for n in made.graph.node}
+    conv = nodes["left"]
+    assert list(conv.input) == ["r1_dq", "w2_dq", "left_corrected_bias_dq"] or conv.input[2] == "left_bias_dq"
+    assert values["w2_q"].dtype == np.int8
+    assert np.abs(values["w2_q"]).max() == 127
+    assert values["w2_scale"].shape == (16,)
+    assert values["left_bias_q"].dtype == np.int32
+    np.testing.assert_allclose(values["left_bias_scale"], values["r1_scale"] * values["w2_scale"], rtol=1e-6)
+    assert nodes["r1_q"].input[0] == "c1"  # the Relu is gone: the integers saturate at zero
+    assert values["r1_zero_point"] == 0
+    pool = nodes["r3p_q"]
+    assert list(pool.input[1:]) == list(nodes["r3_q"].input[1:])  # a max pool shares its input's very scale
+    for node in made.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert node.name.endswith("_q")
+            assert nodes[f"{node.name.removesuffix('_q')}_dq"].input[0] == node.output[0]
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 18, 21])
+def test_opsets_from_11_up(rng: np.random.Generator, tmp_path: Path, opset: int) -> None:
+    model, data = residual_net(rng, opset=opset), images(rng)
+    made, report = quantize(model, data, tmp_path)
+    assert report["sqnr_db"] > 25
+    assert made.opset_import[0].version == max(opset, 13)
+
+
+def test_a_clip_is_absorbed_only_where_the_integers_do_its_work(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng, act="Clip"), images(rng) * 10
+    made, _ = quantize(model, data, tmp_path)
+    assert "Clip" not in {n.op_type for n in made.graph.node}
+    assert decibels(run(model, data), run(made, data)) > 20
+    symmetric, _ = quantize(model, data, tmp_path / "trt", target="nvidia-gpu")
+    assert Counter(n.op_type for n in symmetric.graph.node)["Clip"] == 2
+
+
+def test_attention_stays_float_and_the_projections_are_integers(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = transformer(rng)
+    data = rng.normal(size=(64, 12, 32)).astype(np.float32)
+    made, report = quantize(model, data, tmp_path)
+    operators = optimized_operators(made, tmp_path)
+    assert operators["MatMulIntegerToFloat"] == 6
+    assert not [name for name in operators if name.startswith("QLinear")]
+    assert {row["layer"] for row in report["float"]} == {"scores", "mix"}
+    assert decibels(run(model, data), run(made, data)) > 30
+
+
+def test_outliers_of_a_normalization_move_into_the_weights(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = transformer(rng, outlier=60.0)
+    data = rng.normal(size=(64, 12, 32)).astype(np.float32)
+    _, report = quantize(model, data, tmp_path)
+    gains = [row["smooth"] for row in report["corrections"] if "smooth" in row]
+    assert gains
+    assert gains[0] > 3
+
+
+def test_openvinos_scheme_leaves_convolutions_outputs_float(rng: np.random.Generator, tmp_path: Path) -> None:
+    made, report = quantize(residual_net(rng), images(rng), tmp_path, target="x86-openvino")
+    read_by = {i: n.op_type for n in made.graph.node for i in n.input}
+    assert {read_by[n.output[0]] for n in made.graph.node if n.op_type == "Conv"} <= {"QuantizeLinear", "Add"}
+    skip = next(n for n in made.graph.node if n.op_type == "Add")
+    assert "r1_dq" in skip.input
+    assert report["sqnr_db"] > 25
+
+
+def test_auto_takes_the_candidate_with_the_most_signal(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    data[:, :, 0, 0] *= 40  # rare outliers: the greatest value is a poor range
+    _, report = quantize(model, data, tmp_path, calibration="auto")
+    scores = report["candidates"]
+    assert set(scores) == {"minmax", "average", "percentile", "entropy", "mse"}
+    assert scores[report["calibration"]] == max(scores.values())
+    assert len(set(scores.values())) > 2
+
+
+def test_scales_do_not_depend_on_the_batching(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng, 50)
+    for method in ("minmax", "average", "percentile", "entropy", "mse"):
+        one, _ = quantize(model, data, tmp_path / "a", size=1, calibration=method)
+        other, _ = quantize(model, data, tmp_path / "b", size=23, calibration=method)
+        mine, theirs = initializers(one), initializers(other)
+        for name in mine:
+            if name.endswith("_scale"):
+                np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5, err_msg=f"{method} {name}")
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            for file in (folder / "calibration").iterdir():
+                file.unlink()
+
+
+def test_a_fixed_batch_is_kept(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng, 50)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    made, report = quantize(model, data, tmp_path)
+    assert report["sqnr_db"] > 25
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_sample_is_named(rng: np.random.Generator, tmp_path: Path, value: float) -> None:
+    data = images(rng)
+    data[19, 1, 2, 3] = value
+    with pytest.raises(InputError, match=r"sample 19 .*input 'x'"):
+        quantize(residual_net(rng), data, tmp_path)
+
+
+def test_an_overflow_inside_is_named_by_node(rng: np.random.Generator, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Exp", ["x"], ["e"], "explode"),
+        helper.make_node("MatMul", ["e", "w"], ["y"], "product"),
+    ]
+    model = graph(nodes, ["batch", 8], {"w": rng.normal(size=(8, 4)).astype(np.float32)})
+    data = rng.normal(size=(40, 8)).astype(np.float32)
+    data[7, 0] = 500
+    with pytest.raises(InputError, match=r"sample 7 .*node 'explode' \(Exp\)"):
+        quantize(model, data, tmp_path)
+
+
+def test_samples_that_do_not_fit_are_told_before_anything_runs(rng: np.random.Generator, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="float64"):
+        quantize(residual_net(rng), images(rng).astype(np.float64), tmp_path / "a")
+    with pytest.raises(InputError, match="any × 3 × 16 × 16"):
+        quantize(residual_net(rng), images(rng)[:, :, :8], tmp_path / "b")
+
+
+def test_one_sample_works_with_a_warning(rng: np.random.Generator, tmp_path: Path) -> None:
+    console.clear_warnings()
+    _, report = quantize(residual_net(rng), images(rng, 1), tmp_path)
+    assert report["samples"] == 1
+    assert any("only 1 calibration samples" in text for text in console.warnings())
+
+
+def test_constant_samples_are_warned_of(rng: np.random.Generator, tmp_path: Path) -> None:
+    console.clear_warnings()
+    quantize(residual_net(rng), np.repeat(images(rng, 1), 40, axis=0), tmp_path)
+    assert any("are the same" in text for text in console.warnings())
+
+
+def test_a_range_of_zero_is_exact(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    dead = [t for t in model.graph.initializer if t.name in ("w2", "b2")]
+    for tensor in dead:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(tensor.dims), np.float32), tensor.name))
+    _, report = quantize(model, data, tmp_path)
+    assert report["sqnr_db"] > 25
+
+
+def test_calibration_unlike_the_data_is_stopped(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    onnx.save(model, tmp_path / "float.onnx")
+    spool.write(batches(data * 0.001), tmp_path / "calibration")
+    spool.write(batches(data * 50, labels=np.zeros(len(data), np.int64)), tmp_path / "validation")
+    console.clear_warnings()
+    with pytest.raises(StageError):
+        quantize_job(
+            model=str(tmp_path / "float.onnx"),
+            out=str(tmp_path / "out.onnx"),
+            calibration=str(tmp_path / "calibration"),
+            target=load_target("x86-cpu").model_dump(mode="json"),
+            settings={"method": "static", "calibration": "minmax"},
+            validation=str(tmp_path / "validation"),
+        )
+    assert any("range" in text for text in console.warnings())
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_guard_ranks_layers_and_puts_them_back(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng, 128)
+    w3 = next(t for t in model.graph.initializer if t.name == "w1")
+    spoiled = onnx.numpy_helper.to_array(w3).copy()
+    spoiled[:, :, 0, 0] *= 2000  # one tap rules each channel's scale: the others round to zero
+    data[:, :, :, :] = 0
+    data[:, :, 8, 8] = rng.normal(size=(128, 3)) * 3
+    data[:, :, 4:6, 4:6] = rng.normal(size=(128, 3, 2, 2)) * 0.01
+    w3.CopyFrom(onnx.numpy_helper.from_array(spoiled, "w1"))
+    labels = run(model, data).argmax(axis=1)
+    onnx.save(model, tmp_path / "float.onnx")
+    spool.write(batches(data, labels=labels), tmp_path / "split")
+    arguments = {
+        "model": str(tmp_path / "float.onnx"),
+        "out": str(tmp_path / "out.onnx"),
+        "calibration": str(tmp_path / "split"),
+        "validation": str(tmp_path / "split"),
+        "target": load_target("x86-cpu").model_dump(mode="json"),
+        "metric": {"name": "accuracy"},
+    }
+    loose = quantize_job(settings={"method": "static", "calibration": "minmax", "max_drop": 1.0}, **arguments)
+    assert loose["sensitivity"] == []
+    assert loose["drop"] > 0
+    tight = quantize_job(settings={"method": "static", "calibration": "minmax", "max_drop": 0.0}, **arguments)
+    kept = [row["layer"] for row in tight["sensitivity"] if row["kept_float"]]
+    assert kept
+    assert tight["drop"] <= 0
+    gains = [row["metric_or_sqnr"] for row in tight["sensitivity"]]
+    assert gains == sorted(gains, reverse=True)
+    assert {row["layer"] for row in tight["float"]} >= set(kept)
+    assert tight["size_bytes"] > loose["size_bytes"]
+
+
+def test_a_model_of_another_tool_is_taken_as_it_is(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    theirs, _ = quantize(model, data, tmp_path)
+    theirs.producer_name = "sometool"
+    again, report = quantize(theirs, data, tmp_path / "again")
+    assert report["method"] == "as_it_is"
+    assert report["producer"] == "sometool"
+    assert report["operators"]["QuantizeLinear"] > 3
+    np.testing.assert_array_equal(run(theirs, data), run(again, data))
+
+
+def test_external_data_and_dead_branches(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    model.graph.node.append(helper.make_node("Relu", ["c1"], ["dead"], "dead_branch"))
+    spool.write(batches(data), tmp_path / "calibration")
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    onnx.save(twin, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=16)
+    quantize_job(
+        model=str(tmp_path / "m.onnx"),
+        out=str(tmp_path / "q.onnx"),
+        calibration=str(tmp_path / "calibration"),
+        target=load_target("x86-cpu").model_dump(mode="json"),
+        settings={"method": "static", "calibration": "minmax"},
+    )
+    made = onnx.load(tmp_path / "q.onnx")
+    assert "dead_branch" not in {n.name for n in made.graph.node}
+    assert decibels(run(model, data), run(made, data)) > 25
+
+
+def test_control_flow_is_left_alone(rng: np.random.Generator, tmp_path: Path) -> None:
+    branch = [
+        helper.make_graph(
+            [helper.make_node(op, ["c"], [f"{op}_out"], op)],
+            op,
+            [],
+            [helper.make_tensor_value_info(f"{op}_out", 1, None)],
+        )
+        for op in ("Relu", "Neg")
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv", kernel_shape=[1, 1]),
+        helper.make_node("ReduceSum", ["c"], ["s"], "sum", keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["cond"], "greater"),
+        helper.make_node("If", ["cond"], ["y"], "if", then_branch=branch[0], else_branch=branch[1]),
+    ]
+    weights = {"w": rng.normal(size=(8, 3, 1, 1)).astype(np.float32), "zero": np.float32(0)}
+    model, data = graph(nodes, ["batch", 3, 16, 16], weights), images(rng)
+    made, report = quantize(model, data, tmp_path)
+    assert report["integer_nodes"] == 1
+    assert decibels(run(model, data[:1]), run(made, data[:1])) > 25
+
+
+def test_from_python_with_a_generator_that_runs_once(rng: np.random.Generator, tmp_path: Path) -> None:
+    model, data = residual_net(rng), images(rng)
+    onnx.save(model, tmp_path / "float.onnx")
+    done = edgekit.quantize(
+        tmp_path / "float.onnx", (data[i : i + 8] for i in range(0, 64, 8)), out=tmp_path / "q.onnx", samples=40
+    )
+    assert done.path == tmp_path / "q.onnx"
+    assert done.report["samples"] == 40
+    assert decibels(run(model, data), run(onnx.load(done.path), data)) > 25
+
+
+def test_from_python_without_data(rng: np.random.Generator, tmp_path: Path) -> None:
+    onnx.save(residual_net(rng), tmp_path / "float.onnx")
+    with pytest.raises(InputError, match="no batch"):
+        edgekit.quantize(tmp_path / "float.onnx", [], out=tmp_path / "q.onnx")
+
+
+def test_from_python_with_a_torch_module(rng: np.random.Generator, tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    )
+    data = torch.randn(40, 3, 16, 16)
+    done = edgekit.quantize(module, data.split(8), out=tmp_path / "q.onnx")
+    with torch.no_grad():
+        wanted = module(data).numpy()
+    assert decibels(wanted, run(onnx.load(done.path), data.numpy())) > 20
