@@ -45,7 +45,7 @@ def model(path: Path, seed: int = 0, batch: str | int = "N", width: int = WIDTH)
     return path
 
 
-def quantized(float_model: Path, path: Path, data: spool.Spool) -> Path:
+def quantized(float_model: Path, path: Path, data: spool.Spool, activations: str = "QUInt8") -> Path:
     """The same in Q/DQ, by ONNX Runtime's own quantizer."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -61,7 +61,7 @@ def quantized(float_model: Path, path: Path, data: spool.Spool) -> Path:
         str(path),
         Reader(),
         quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType[activations],
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
