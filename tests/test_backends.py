@@ -382,3 +382,17 @@ def test_a_fixed_batch_is_fed_in_pieces() -> None:
 def test_share_of_integers_where_there_is_nothing_to_count() -> None:
     assert backends.int8_macs_share([]) is None
     assert backends.int8_macs_share([LayerPrecision(name="a", operator="Relu", macs=0, precision="fp32")]) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_in_the_documentation(name: str) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "backends.md").read_text()
+    section = page.split(f"### {name}\n")[1].split("\n### ")[0].split("\n## ")[0]
+    for field in backends.load(name).Options.model_fields:
+        assert f"| `{field}` |" in section
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_target_is_in_the_documentation(name: str) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "targets.md").read_text()
+    assert f"| `{name}` |" in page
