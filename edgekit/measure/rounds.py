@@ -73,7 +73,7 @@ def run_rounds(
             advance(1)
         number += 1
         if number >= settings.pairs and (number - settings.pairs) % 2 == 0:
-            _settle(tracks, settings, seed)
+            _settle(tracks, settings)
     for track in tracks[1:]:
         track.comparison = None if track.error else compare(tracks[0], track, settings, seed)
     return tracks
@@ -81,22 +81,27 @@ def run_rounds(
 
 def compare(reference: Track, track: Track, settings: MeasureSection, seed: int) -> Comparison | None:
     """The row over the reference, from the rounds that both finished; None where there are none."""
+    before, after = _paired(reference, track)
+    return statistics.compare(before, after, seed=seed, looks=_looks(len(before), settings)) if before else None
+
+
+def half_width(before: list[float], after: list[float], settings: MeasureSection) -> float:
+    """Half the width of the ratio's exact interval, as a fraction; infinite where there is none."""
+    logs = [math.log(b / a) for a, b in zip(before, after, strict=True)]
+    interval = statistics.order_interval(logs, statistics.split(_looks(len(logs), settings)))
+    return math.expm1((interval[1] - interval[0]) / 2) if interval else math.inf
+
+
+def _paired(reference: Track, track: Track) -> tuple[list[float], list[float]]:
+    """The medians of both in the rounds that both finished; none if the reference failed."""
     rounds = sorted(set(reference.answers) & set(track.answers)) if not reference.error else []
-    if not rounds:
-        return None
-    before = [float(reference.answers[r]["median_ms"]) for r in rounds]
-    after = [float(track.answers[r]["median_ms"]) for r in rounds]
-    # A run that went on after its first look has looked twice, in effect: tests/test_measure_rounds.py simulates it.
-    looks = 2 if len(rounds) > max(settings.pairs, statistics.LEAST_PAIRS) else 1
-    return statistics.compare(before, after, seed=seed, looks=looks)
+    before, after = ([float(t.answers[r]["median_ms"]) for r in rounds] for t in (reference, track))
+    return before, after
 
 
-def half_width(comparison: Comparison) -> float:
-    """Half the exact interval's width, as a fraction; infinite where there is none."""
-    if comparison.ci99 is None:
-        return math.inf
-    low, high = comparison.ci99
-    return math.expm1((math.log(high) - math.log(low)) / 2)
+def _looks(pairs: int, settings: MeasureSection) -> int:
+    """How often a run of so many pairs has looked, in effect: tests/test_measure_rounds.py simulates it."""
+    return 2 if pairs > max(settings.pairs, statistics.LEAST_PAIRS) else 1
 
 
 def _launch(track: Track, number: int, launch: Launch, index: int) -> None:
@@ -106,14 +111,14 @@ def _launch(track: Track, number: int, launch: Launch, index: int) -> None:
         track.error = error
 
 
-def _settle(tracks: Sequence[Track], settings: MeasureSection, seed: int) -> None:
+def _settle(tracks: Sequence[Track], settings: MeasureSection) -> None:
     """Mark the rows whose ratio is narrow enough; the reference is settled once all others are."""
     for track in tracks[1:]:
         if track.error or track.settled:
             continue
-        comparison = compare(tracks[0], track, settings, seed)
+        before, after = _paired(tracks[0], track)
         # Without a reference to compare with, more rounds would tell nothing more.
-        track.settled = comparison is None or half_width(comparison) <= settings.precision
+        track.settled = not before or half_width(before, after, settings) <= settings.precision
     tracks[0].settled = all(t.error or t.settled for t in tracks[1:])
 
 

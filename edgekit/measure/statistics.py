@@ -59,7 +59,7 @@ def compare(reference: Sequence[float], times: Sequence[float], *, seed: int = 0
         looks: How often this run may look before it stops; the error is split over them.
     """
     logs = [math.log(b / a) for a, b in zip(reference, times, strict=True)]
-    confidence = 1 - (1 - CONFIDENCE) / looks
+    confidence = split(looks)
     exact = order_interval(logs, confidence)
     low, high = bootstrap_interval(logs, seed=seed)
     return Comparison(
@@ -71,6 +71,11 @@ def compare(reference: Sequence[float], times: Sequence[float], *, seed: int = 0
         pairs=len(logs),
         drift=len(logs) >= LEAST_PAIRS and autocorrelation(logs) > 2.33 / math.sqrt(len(logs)),
     )
+
+
+def split(looks: int) -> float:
+    """The confidence of each look where several share :data:`CONFIDENCE`'s error."""
+    return 1 - (1 - CONFIDENCE) / looks
 
 
 def order_rank(n: int, confidence: float = CONFIDENCE) -> int:
