@@ -68,7 +68,7 @@ def _session(layer: Any, target: Target, backend: Any, precision: str, folder: P
     import numpy as np
     import onnx
 
-    folder.mkdir()
+    (folder / "out").mkdir(parents=True)
     source = folder / "layer.onnx"
     onnx.save(layer_model(layer, target, precision), source)
     session = backend.open_model(backend.compile_model(source, target, folder / "out"), target)

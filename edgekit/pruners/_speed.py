@@ -231,7 +231,7 @@ class _Line:
         if number not in self.speeds:
             pair = (("original", 0, _none(self.plan)), ("pruned", number, gone))
             rows = [Row(id=name, artifact=self._build(n, g), backend=self.target.backend) for name, n, g in pair]
-            settings = MeasureSection(pairs=5, max_pairs=8, budget_s=60, precision=0.02)
+            settings = MeasureSection(pairs=4, max_pairs=6, budget_s=40, precision=0.02)
             measured = measure_rows(rows, self.target, settings)[1]
             self.speeds[number] = float(measured.speedup or 0.0)
         return self.speeds[number]
