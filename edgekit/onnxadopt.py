@@ -81,6 +81,8 @@ def normalize_job(model: str, out: str, settings: dict[str, Any], convert: bool 
     onnxedit.unique_names(graph)
     if section.shapes:
         onnxedit.fix_shapes(graph, section.shapes)
+    if section.sizes:
+        onnxedit.carry_shapes(graph, onnxedit.shapes_for(graph, section.sizes))
     save(graph, target)
     parity = _parity(source, target, warnings)
     if section.preprocess:

@@ -83,9 +83,11 @@ def _concrete(value: onnx.ValueInfoProto, told: Sequence[int] | None) -> Shape:
     sizes = []
     for axis, dim in enumerate(value.type.tensor_type.shape.dim):
         if dim.dim_value <= 0 and axis:
+            name = dim.dim_param or f"{value.name}_{axis}"
             raise InputError(
-                f"size {axis} of the input {onnxcheck.shown(value.name)} is free, and nothing says what to count for",
-                remedy=f"give its shape in the recipe: [export] shapes = {{ {value.name} = [1, …] }}",
+                f"the size {onnxcheck.shown(name)} of the input {onnxcheck.shown(value.name)} is free, "
+                "and nothing says what to count and try for",
+                remedy=f"say it in the recipe: [export] sizes = {{ {name} = … }} keeps it free, shapes fixes it",
             )
         sizes.append(dim.dim_value if dim.dim_value > 0 else 1)
     return tuple(sizes)

@@ -178,6 +178,31 @@ def carry_shapes(model: ir.Model, example: Mapping[str, Sequence[int]]) -> None:
     model.metadata_props[SHAPES_KEY] = json.dumps({name: list(shape) for name, shape in example.items()})
 
 
+def shapes_for(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+    """The shape of one sample for each input whose free sizes are all told; the first size may be the batch.
+
+    Raises:
+        InputError: No input has a free size of that name.
+    """
+    symbols = {symbol for value in model.graph.inputs for size in value.shape or [] if (symbol := _symbol(size))}
+    if unknown := sorted(set(sizes) - symbols):
+        raise InputError(
+            f"[export] sizes names the free size {shown(unknown[0])}, which the model does not have",
+            remedy=f"its free sizes are {', '.join(map(shown, sorted(symbols))) or 'none'}",
+        )
+    found = {}
+    for value in model.graph.inputs:
+        shape = [_told(size, sizes, 1 if axis == 0 else None) for axis, size in enumerate(value.shape or [])]
+        if value.shape is not None and None not in shape:
+            found[value.name or ""] = [size for size in shape if size is not None]
+    return found
+
+
+def _told(size: Any, sizes: Mapping[str, int], default: int | None) -> int | None:
+    symbol = _symbol(size)
+    return size if symbol is None and isinstance(size, int) else sizes.get(symbol or "", default)
+
+
 def fix_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
     """Fix the shapes of inputs, as targets without free sizes need them.
 

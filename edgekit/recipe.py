@@ -177,6 +177,7 @@ class ExportSection(Section):
         dynamic_batch: Whether the batch stays free.
         dynamic_axes: Further free sizes: input name → axis → name.
         shapes: Fixed shapes by input name, for targets that need them.
+        sizes: What to count and try for free sizes of an ONNX file, by their names; the batch needs none.
         simplify: Whether onnxsim runs.
         preprocess: Folded into the graph.
     """
@@ -185,6 +186,7 @@ class ExportSection(Section):
     dynamic_batch: bool = True
     dynamic_axes: dict[str, dict[str, str]] = Field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    sizes: dict[str, int] = Field(default_factory=dict)
     simplify: bool = True
     preprocess: Preprocess | None = None
 

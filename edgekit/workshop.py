@@ -211,7 +211,7 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route], *, planning
     shop = Workshop(recipe, store, {}, {}, planning=planning)
     shop.model = shop.job("edgekit.workload:fingerprint_job", model=model, base=str(recipe.base), seed=recipe.seed)
     export = recipe.export.model_dump(mode="json")
-    relevant = {k: export[k] for k in ("dynamic_batch", "dynamic_axes", "preprocess", "shapes")}
+    relevant = {k: export[k] for k in ("dynamic_batch", "dynamic_axes", "preprocess", "shapes", "sizes", "opset")}
     shop.loaded = shop.make(
         "load",
         {"model": shop.model, "export": relevant, "versions": versions("torch", "onnx")},

@@ -345,6 +345,27 @@ def test_hostile_names_survive_and_are_escaped_in_messages(tmp_path: Path) -> No
     assert all("\x1b" not in onnxcheck.shown(name) and len(onnxcheck.shown(name)) < 100 for name in NAMES)
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("names", [["", "", "", "", ""], ["a", "a", "a", "b", "b"], ["a\0b", "\n", " ", "é", "0"]])
+def test_nodes_without_names_of_their_own_get_some(tmp_path: Path, names: list[str]) -> None:
+    model, out = conv_model(), tmp_path / "out.onnx"
+    for node, name in zip(model.graph.node, names, strict=True):
+        node.name = name
+    onnxfile.normalize(saved(model, tmp_path / "m.onnx"), out)
+    made = [n.name for n in onnxfile.read_model(out).graph.node]
+    assert len(set(made)) == 5
+    assert all(made)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("name", ["with space.onnx", "ünï—✓.onnx", "-x.onnx", "new\nline.onnx", "n" * 240 + ".onnx"])
+def test_odd_file_names_work(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out" / name
+    onnxfile.normalize(saved(conv_model(), tmp_path / name), out)
+    assert onnxfile.check_onnx(out)["nodes"] == 5
+    assert onnxfile.macs(out) > 0
+
+
 def test_a_child_that_dies_while_parsing_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = child.call
     monkeypatch.setattr(child, "call", lambda function, /, **arguments: real("os:abort"))
@@ -499,9 +520,26 @@ def test_a_free_size_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     model = conv_model()
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     path = saved(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="size 2 of the input 'x' is free"):
+    with pytest.raises(InputError, match="the size 'height' of the input 'x' is free"):
         onnxfile.macs(path)
     assert onnxfile.macs(path, {"x": [1, 3, 16, 8]}) == 2 * 4 * 64 * 27 + 20
+
+
+@pytest.mark.usefixtures("at_once")
+def test_free_sizes_stay_free_and_are_counted_as_told(tmp_path: Path) -> None:
+    model, out = conv_model(), tmp_path / "out.onnx"
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    dims[2].dim_param, dims[3].dim_value = "height", -1
+    source = saved(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="'height' of the input 'x' is free") as error:
+        onnxfile.normalize(source, out)
+    assert "sizes = { height = … }" in error.value.remedy
+    with pytest.raises(InputError, match=r"'heigth'.* does not have") as error:
+        onnxfile.normalize(source, out, ExportSection(sizes={"heigth": 16}))
+    assert "'batch', 'height', 'x_3'" in error.value.remedy
+    onnxfile.normalize(source, out, ExportSection(sizes={"height": 16, "x_3": 8}))
+    assert onnxfile.inputs(out)[0].shape == (None, 3, None, None)
+    assert onnxfile.macs(out) == 2 * 4 * 64 * 27 + 20
 
 
 def test_costs_of_the_compiled_graph_are_those_of_its_source(tmp_path: Path) -> None:
