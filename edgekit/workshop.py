@@ -211,7 +211,8 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route], *, planning
     shop = Workshop(recipe, store, {}, {}, planning=planning)
     shop.model = shop.job("edgekit.workload:fingerprint_job", model=model, base=str(recipe.base), seed=recipe.seed)
     export = recipe.export.model_dump(mode="json")
-    relevant = {k: export[k] for k in ("dynamic_batch", "dynamic_axes", "preprocess", "shapes", "sizes", "opset")}
+    torch_keys, onnx_keys = ("dynamic_batch", "dynamic_axes", "preprocess"), ("shapes", "sizes", "opset", "preprocess")
+    relevant = {k: export[k] for k in (onnx_keys if shop.model["kind"] == ONNX else torch_keys)}
     shop.loaded = shop.make(
         "load",
         {"model": shop.model, "export": relevant, "versions": versions("torch", "onnx")},
