@@ -289,6 +289,27 @@ def energy_counters() -> dict[str, tuple[int, int]]:
     return found
 
 
+def power_rails() -> dict[str, float]:
+    """Watts of each rail of the board's INA3221 sensors (Jetson): name → watts; empty where there are none."""
+    found: dict[str, float] = {}
+    root = sysroot()
+    for chip in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        base = str(chip.relative_to(root))
+        if "ina3221" not in (read(f"{base}/name") or ""):
+            continue
+        for channel in (1, 2, 3):
+            millivolts, milliamperes = (read_int(f"{base}/{kind}{channel}_input") for kind in ("in", "curr"))
+            if millivolts is not None and milliamperes is not None:
+                found[read(f"{base}/in{channel}_label") or f"{chip.name}:{channel}"] = millivolts * milliamperes / 1e6
+    return found
+
+
+def total_watts(rails: dict[str, float]) -> float:
+    """The board's power: of the rail that feeds all others where it is measured, else of all rails together."""
+    whole = [watts for name, watts in rails.items() if name in ("VDD_IN", "POM_5V_IN")]
+    return whole[0] if whole else sum(rails.values())
+
+
 def joules(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> float:
     """The growth of RAPL's counters, which wrap around; packages only, for the other zones lie inside them."""
     total = 0

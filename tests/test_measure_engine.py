@@ -14,8 +14,9 @@ import pytest
 
 import edgekit
 from edgekit import machine
+from edgekit import measure as measure_package
 from edgekit.errors import InconclusiveError, InputError
-from edgekit.measure import Measured, Row, benchmark, measure_rows, table
+from edgekit.measure import Measured, Row, benchmark, energy, measure_rows, table
 from edgekit.measure.bench import rows_of
 from edgekit.measure.lock import machine_lock
 from edgekit.recipe import MeasureSection
@@ -365,6 +366,66 @@ def test_energy_counters_wrap_and_only_packages_count() -> None:
     before = {"package-0": (900, 1000), "core": (5, 1000)}
     assert machine.joules(before, {"package-0": (100, 1000), "core": (905, 1000)}) == pytest.approx(200 / 1e6)
     assert machine.joules({"psys": (0, 10)}, {"psys": (4, 10)}) == pytest.approx(4 / 1e6)
+
+
+def test_a_jetsons_rails_are_integrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "sys/class/hwmon/hwmon3"
+    base.mkdir(parents=True)
+    for name, text in {
+        "name": "ina3221",
+        "in1_label": "VDD_IN",
+        "in1_input": "5000",
+        "curr1_input": "800",
+        "in2_label": "VDD_CPU",
+        "in2_input": "900",
+        "curr2_input": "1000",
+    }.items():
+        (base / name).write_text(text + "\n")
+    monkeypatch.setenv(machine.SYSROOT, str(tmp_path))
+    assert machine.power_rails() == {"VDD_IN": 4.0, "VDD_CPU": 0.9}
+    meter = energy.Meter()
+    read = meter.stop()
+    assert read is not None
+    assert read.joules == pytest.approx(4.0 * read.seconds, abs=0.1)  # the rail that feeds the others counts alone
+    assert "VDD_IN" in read.sensor
+    assert energy.integral([(0.0, 2.0), (1.0, 4.0), (3.0, 4.0)]) == 11.0
+    assert machine.total_watts({"a": 1.0, "b": 2.0}) == 3.0
+
+
+def test_without_a_sensor_there_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(machine.SYSROOT, str(tmp_path))
+    assert energy.Meter().stop() is None
+
+
+def test_energy_for_one_inference(
+    fake: Any, one_thread: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that grows by a joule with every inference, and by nothing at rest."""
+    from edgekit.measure import scenarios
+
+    zone = tmp_path / "root/sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("max_energy_range_uj", "262143328850"), ("energy_uj", "5000000")):
+        (zone / name).write_text(text)
+    counter = str(zone / "energy_uj")
+    grow = f"Path({counter!r}).write_text(str(int(Path({counter!r}).read_text()) + 1_000_000))"
+    (tmp_path / "fake.py").write_text(FAKE.replace("self.calls += 1\n", f"self.calls += 1\n        {grow}\n"))
+    monkeypatch.setenv(machine.SYSROOT, str(tmp_path / "root"))
+    monkeypatch.setattr(scenarios, "IDLE_S", 0.0)
+    monkeypatch.setattr(scenarios, "STREAM_S", 0.1)
+    here = scenarios.setting(fake("a", ms=1.0), one_thread, timeout_s=60, base=None)
+    found = scenarios.explore(["energy"], here)["energy"]
+    assert found["joules"] == pytest.approx(1.0, rel=0.05)
+    assert found["idle_watts"] == 0
+    assert found["sensor"].startswith("RAPL: package-0")
+
+
+def test_only_monotonic_clocks_are_read() -> None:
+    """A clock that is set back an hour in the middle of a run must change nothing."""
+    for path in Path(measure_package.__file__).parent.glob("*.py"):
+        text = path.read_text()
+        assert "time.time(" not in text, path
+        assert "datetime" not in text, path
 
 
 def test_bench_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:

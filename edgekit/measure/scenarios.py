@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import machine
 from edgekit.errors import EdgekitError, InputError
 from edgekit.measure import statistics
+from edgekit.measure.energy import NONE, Energy, Meter
 from edgekit.measure.loop import Effort
 from edgekit.rooms import did_you_mean
 
@@ -38,6 +39,7 @@ RUNS = 3  # fresh processes for each point
 INTERVAL_MS = 33.0
 FRAMES = 60
 STREAM_S = 5.0
+IDLE_S = 2.0  # at rest, before energy is measured
 MLPERF_S = 600.0  # the least that MLPerf's rules ask for
 OFFLINE_SAMPLES = 24_576
 
@@ -198,22 +200,22 @@ def _stream(seconds: float) -> Effort:
     return Effort(inferences=64, block_ms=1000 * seconds, limit_ms=4000 * seconds)
 
 
-def _energy(here: Setting, *, idle_s: float = 2.0, sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
-    """Joules for one inference: the counters' growth while it runs, less what the machine draws at rest."""
-    if not machine.energy_counters():
-        return {"unavailable": "no energy counter can be read here (RAPL is for root only, virtual machines have none)"}
-    before, start = machine.energy_counters(), time.monotonic()
-    sleep(idle_s)
-    idle_w = machine.joules(before, machine.energy_counters()) / max(time.monotonic() - start, 1e-9)
+def _energy(here: Setting) -> dict[str, Any]:
+    """Joules for one inference: what the sensor read while it ran, less what the machine draws at rest."""
+    meter = Meter()
+    time.sleep(IDLE_S)
+    idle = meter.stop()
+    if idle is None:
+        return {"unavailable": NONE}
     answer = here.launch(here.threads, here.batch, {"kind": "stream", "energy": True}, _stream(2 * STREAM_S))
-    seconds, inferences = answer["energy_s"], len(answer["samples_ns"]) * answer["calls"]
+    spent, inferences = Energy(**answer["energy"]), len(answer["samples_ns"]) * answer["calls"]
     return {
-        "joules": max(0.0, answer["energy_j"] - idle_w * seconds) / inferences,
-        "joules_with_idle": answer["energy_j"] / inferences,
-        "idle_watts": idle_w,
-        "seconds": seconds,
+        "joules": max(0.0, spent.joules - idle.watts * spent.seconds) / inferences,
+        "joules_with_idle": spent.joules / inferences,
+        "idle_watts": idle.watts,
+        "seconds": spent.seconds,
         "inferences": inferences,
-        "sensor": f"RAPL: {', '.join(before)} (CPU packages; not memory, board or power supply)",
+        "sensor": spent.sensor,
     }
 
 

@@ -11,12 +11,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import machine
 from edgekit.errors import InputError
 from edgekit.measure import loop
+from edgekit.measure.energy import Meter
 from edgekit.measure.loop import Effort
 from edgekit.measure.noise import Watch
 
@@ -94,7 +95,7 @@ def _scenario(
     warm, steady = loop.warm_up(call, clock, effort)
     calls = loop.calls_per_sample(loop.median_ms(warm) * 1e6, loop.resolution(clock))
     watch, late = Watch(), 0
-    energy, start = machine.energy_counters(), time.perf_counter()
+    meter = Meter() if scenario and scenario.get("energy") else None
     cpu = time.process_time_ns()
     if scenario and scenario["kind"] == "paced":
         interval, count = float(scenario["interval_ms"]), int(scenario["count"])
@@ -103,11 +104,9 @@ def _scenario(
     else:
         samples = loop.block(call, clock, effort, calls)  # type: ignore[assignment]
     cpu = time.process_time_ns() - cpu
-    spent = {}
-    if scenario and scenario.get("energy"):
-        spent = {"energy_j": machine.joules(energy, machine.energy_counters()), "energy_s": time.perf_counter() - start}
+    energy = meter.stop() if meter else None
     return {
-        **spent,
+        "energy": asdict(energy) if energy else None,
         "samples_ns": samples,
         "calls": calls,
         "late": late,
