@@ -93,10 +93,10 @@ def deploy(bundle: Path, hosts: tuple[str, ...], as_json: bool, **options: Any) 
     if as_json:
         console.out_json({"devices": [asdict(outcome) for outcome in outcomes]})
     else:
+        _table(("device", "what", "found", "good"), list(deploying.table(outcomes)))
         for outcome in outcomes:
-            console.out(f"{outcome.host}: {outcome.status}" + (f", {outcome.reason}" if outcome.reason else ""))
             if outcome.remedy:
-                console.out(f"  fix: {outcome.remedy}")
+                console.out(f"{outcome.host}: {outcome.reason}\n  fix: {outcome.remedy}")
     return max(outcome.exit_code for outcome in outcomes)
 
 
