@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,22 @@ def test_numbers_are_written_for_people() -> None:
     assert "is 0.0000 [-0.0010, 0.0010]" in sentence
     size = only(judged(record(row("fp32"), row("int8", size_bytes=1234567)), max_size_bytes=2_000_000))["sentence"]
     assert "1,234,567 bytes" in size
+
+
+@pytest.mark.parametrize("page", ["gate", "measuring"])
+def test_the_settings_in_the_documentation_are_valid_and_defaults_are_as_said(page: str) -> None:
+    from edgekit.recipe import MeasureSection
+
+    text = (Path(__file__).parent.parent / "docs" / f"{page}.md").read_text()
+    blocks = [tomllib.loads(block) for block in re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    assert blocks
+    for block in blocks:
+        if "measure" in block:
+            assert MeasureSection.model_validate(block["measure"]) == MeasureSection()
+        elif "baseline" in block["gate"]:
+            assert GateSection.model_validate(block["gate"]) == GateSection()
+        else:
+            assert gate.asked(GateSection.model_validate(block["gate"]))
 
 
 # ── the verb ─────────────────────────────────────────────────────────────────────────────────────
