@@ -212,9 +212,12 @@ def test_a_finger_first_shows_a_point_and_only_then_follows_it(opened: browser.B
 
 def test_it_prints_whole_with_folded_parts_open(opened: browser.Browser) -> None:
     opened.eval("window.dispatchEvent(new Event('beforeprint'))")
-    assert opened.eval("document.querySelectorAll('details:not([open])').length") == 0
+    assert opened.eval("document.querySelectorAll('details:not([open]):not(.aside)').length") == 0
+    assert opened.eval("document.querySelectorAll('#details > details[open]').length") == 20
     opened.look(width=800, media="print")
-    assert opened.eval("getComputedStyle(document.querySelector('.controls')).display") == "none"
+    for left_out in (".controls", "details.aside"):
+        assert opened.eval(f"getComputedStyle(document.querySelector('{left_out}')).display") == "none"
+    assert opened.eval("getComputedStyle(document.querySelector('#variants-table tr')).display") == "table-row"
     opened.eval("window.dispatchEvent(new Event('afterprint'))")
     assert opened.eval("document.querySelectorAll('details[open]').length") == 0
     assert opened.pdf().startswith(b"%PDF")

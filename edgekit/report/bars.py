@@ -161,7 +161,7 @@ def bars(items: Sequence[tuple[str, float, str]], title: str, label: str) -> str
 def ranges(rows: Sequence[Row], label: str) -> str:
     """Latency of measured rows of one target: a point at the median, a bar to p90, a line to p99."""
     factor, unit = words.time_unit(max(row.p99 or row.p90 or row.latency or 0.0 for row in rows))
-    data = []
+    data: list[dict[str, Any]] = []
     for row in rows:
         median = row.latency or 0.0
         p90 = row.p90 if row.p90 is not None else median
@@ -177,9 +177,10 @@ def ranges(rows: Sequence[Row], label: str) -> str:
                 f"p90 {words.milliseconds(row.p90)}, p99 {words.milliseconds(row.p99)}",
             }
         )
-    axis = {"title": f"{unit}: point = median, bar to p90, line to p99", "tickCount": 6}
-    at_median = charts.number("median", axis=axis)
-    at_p99 = charts.number("p99", axis=axis)
+    scale, ticks = _tail_scale(min(d["median"] for d in data), max(d["p99"] for d in data))
+    axis = {"title": f"{unit}: point = median, bar to p90, line to p99", **ticks}
+    at_median = charts.number("median", axis=axis, scale=scale)
+    at_p99 = charts.number("p99", axis=axis, scale=scale)
     y = charts.name("name", axis=charts.row_names())
     point = charts.mark("point", aria=True, shape="circle", fill=BLUE, stroke=BLUE, opacity=1, size=90)
     layers = [
@@ -191,6 +192,14 @@ def ranges(rows: Sequence[Row], label: str) -> str:
     return charts.svg({"height": {"step": 28}, "data": charts.values(data), "layer": layers}, label)
 
 
+def _tail_scale(least: float, most: float, *, zero: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A time axis' scale and ticks: logarithmic where a long tail would press all else against the left."""
+    if least > 0 and most > 8 * least:
+        low, high = least / 1.3, most * 1.1
+        return {"type": "log", "domain": [low, high], "nice": False}, {"values": charts.log_ticks(low, high)}
+    return {"zero": zero, "nice": zero}, {"tickCount": 6}
+
+
 def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) -> str:
     """Share of inferences that took at most so long, one line for each ``(name, [(ms, share)])``.
 
@@ -199,15 +208,16 @@ def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) 
     shown = curves[: len(_DASHES)]
     factor, unit = words.time_unit(max(points[-1][0] for _, points in shown))
     names = [f"{number}. {words.short(name, 28)}" for number, (name, _) in enumerate(shown, 1)]
-    data = [
+    data: list[dict[str, Any]] = [
         {"name": name, "ms": time * factor, "share": share * 100}
         for name, (_, points) in zip(names, shown, strict=True)
         for time, share in points
     ]
+    scale, ticks = _tail_scale(min(d["ms"] for d in data), max(d["ms"] for d in data), zero=False)
     legend = charts.key(symbolType="stroke", symbolSize=400, symbolStrokeWidth=2)
     line = charts.layer(
         charts.mark("line", strokeWidth=2, interpolate="step-after"),
-        x=charts.number("ms", scale={"zero": False, "nice": False}, axis={"title": f"Latency, {unit}"}),
+        x=charts.number("ms", scale=scale, axis={"title": f"Latency, {unit}", **ticks}),
         y=charts.number("share", scale={"domain": [0, 100]}, axis=charts.top_title("Inferences done, %")),
         color=charts.name("name", scale={"domain": names, "range": _LINES[: len(names)]}, legend=legend),
         strokeDash=charts.name("name", scale={"domain": names, "range": _DASHES[: len(names)]}, legend=legend),

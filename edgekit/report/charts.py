@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import json
+import math
 from typing import Any
 
 from edgekit.console import warn
@@ -118,3 +119,11 @@ def key(**options: Any) -> dict[str, Any]:
     """A legend under the picture."""
     looks = {"labelFontSize": 12, "labelColor": INK, "labelLimit": 0, "symbolType": "square", "offset": 8}
     return {"title": None, "orient": "bottom", "columns": 3, **looks, **options}
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade; only at 1 where those were too many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    found = [tick for tick in found if low <= tick <= high]
+    return found if len(found) <= 9 else [tick for tick in found if math.log10(tick).is_integer()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekit.report import toml, words
 from edgekit.report.html import Child, Html, el, table
-from edgekit.report.operators import kept_float
+from edgekit.report.operators import kept_float, objects
 from edgekit.report.rows import Row, number_in, part, targets_of, text
 
 _LABELS = {
@@ -41,7 +41,7 @@ def _detail(row: Row, *, whole: bool) -> Html:
     facts: list[tuple[str, Child]] = [
         ("Backend", row.backend),
         ("Why", row.reason),
-        ("In words", [el("p", line) for line in row.explain] if row.explain else ""),
+        ("In words", [el("p", words.sentence(line)) for line in row.explain] if row.explain else ""),
         ("Latency", _latency(row)),
         ("First inference", words.milliseconds(row.first_ms)),
         ("Parameters", words.count(row.parameters)),
@@ -69,6 +69,7 @@ def _detail(row: Row, *, whole: bool) -> Html:
         el("summary", el("b", words.short(row.variant or row.id, 80)), f" on {words.short(row.target, 60)}"),
         el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in known], class_="facts"),
         stages if row.stages else None,
+        _pruned(row),
         _floating(row),
         _rest(row.raw) if whole else None,
         id=f"v-{row.number}",
@@ -92,6 +93,36 @@ def _metric_interval(row: Row) -> str:
     low, high = (words.metric_text(bound, row.metric_name) for bound in row.metric_ci)
     samples = f" on {words.count(row.samples)} samples" if row.samples is not None else ""
     return f"{low} to {high}{samples}"
+
+
+def _pruned(row: Row) -> Child:
+    """What pruning took from each layer, from its stage's report."""
+    told = part(part(row.raw, "reports"), "prune")
+    layers = objects(told.get("table"))
+    kept = {text(e, "layer"): text(e, "reason") for e in objects(told.get("kept"))}
+    lines: list[list[Child]] = [
+        [
+            text(e, "layer"),
+            _from_to(e, "channels"),
+            _from_to(e, "macs"),
+            _from_to(e, "parameters"),
+            kept.get(text(e, "layer"), ""),
+        ]
+        for e in layers
+        if e.get("channels")
+    ]
+    caption = "What pruning took from each layer"
+    head = ["Layer", "Channels", "Multiply-adds", "Parameters", "Left whole because"]
+    return _fold(caption, table(caption, head, lines[:MOST_FACTS], numbers_from=9), aside=True) if lines else None
+
+
+def _from_to(entry: dict[str, Any], key: str) -> str:
+    """``48 → 32`` of a pair of numbers; one of them where nothing changed."""
+    pair = entry.get(key)
+    if not isinstance(pair, list) or len(pair) != 2:
+        return ""
+    before, after = (words.count(number_in({"v": value}, "v")) for value in pair)
+    return before if before == after else f"{before} → {after}"
 
 
 def _floating(row: Row) -> Child:
@@ -123,9 +154,14 @@ _SHOWN = {
 
 def _rest(raw: dict[str, Any]) -> Child:
     others = {key: value for key, value in raw.items() if key not in _SHOWN}
+    others["reports"] = {name: told for name, told in part(raw, "reports").items() if name != "prune"}
     lines: list[list[Child]] = [[name, value] for name, value in flat(others)]
     return (
-        _fold("More of the record", table("More of the record", ["Key", "Value"], lines[:MOST_FACTS], numbers_from=9))
+        _fold(
+            "More of the record",
+            table("More of the record", ["Key", "Value"], lines[:MOST_FACTS], numbers_from=9),
+            aside=True,
+        )
         if lines
         else None
     )
@@ -219,8 +255,9 @@ def repeat(results: dict[str, Any], best: Row | None) -> Html:
     )
 
 
-def _fold(summary: str, content: Html) -> Html:
-    return el("details", el("summary", summary), content)
+def _fold(summary: str, content: Html, *, aside: bool = False) -> Html:
+    """A folded part; one aside is left out of print."""
+    return el("details", el("summary", summary), content, class_="aside" if aside else None)
 
 
 def _command(what: str, line: str) -> Html:

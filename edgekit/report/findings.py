@@ -200,7 +200,8 @@ def _speed(rows: list[Row]) -> Iterator[Finding]:
         if row.faster is None and row.seems_faster:
             doubted.setdefault(_doubt(row), []).append(row)
             continue
-        sentence = f"{_not_faster(row)}. {' '.join(row.explain or tuple(_why(row, reference)))}".rstrip()
+        reasons = [words.sentence(reason) for reason in row.explain[:2]] or _why(row, reference)
+        sentence = f"{_not_faster(row)}. {' '.join(reasons)}".rstrip()
         yield Finding("bad" if row.faster is False else "note", sentence, row)
     for doubt, mine in doubted.items():
         who = words.listing([words.short(row.variant, 40) for row in mine])

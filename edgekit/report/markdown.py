@@ -8,7 +8,7 @@ from typing import Any
 from edgekit.report import words
 from edgekit.report.details import flat
 from edgekit.report.findings import findings, verdict
-from edgekit.report.rows import columns, metric_of, part, rows_of
+from edgekit.report.rows import columns, metric_of, part, rows_of, stage_names
 
 MOST_ROWS = 200
 _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "none": "ℹ️"}
@@ -59,7 +59,7 @@ def _stages(results: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     metric = metric_of(rows)
-    names = list(dict.fromkeys(stage.name for row in rows for stage in row.stages))
+    names = stage_names(rows)
     body = []
     for row in rows:
         after = {stage.name: words.metric_text(stage.metric, metric) for stage in row.stages}

@@ -123,7 +123,7 @@
   }
   document.addEventListener("pointerdown", (event) => { if (!event.target.closest(".chart")) hide(); });
 
-  // ── links into folded parts open them; printing opens all ──
+  // ── links into folded parts open them; printing opens all but what repeats a picture ──
   const reveal = () => {
     const goal = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (goal && goal.tagName === "DETAILS") { goal.hidden = false; goal.open = true; goal.scrollIntoView(); }
@@ -132,7 +132,7 @@
   reveal();
   let opened = [];
   window.addEventListener("beforeprint", () => {
-    opened = all("details:not([open])");
+    opened = all("details:not([open]):not(.aside)");
     opened.forEach((part) => { part.open = true; });
   });
   window.addEventListener("afterprint", () => opened.forEach((part) => { part.open = false; }));

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekit.report import bars, scatter, words
 from edgekit.report.html import Child, Html, el, table
 from edgekit.report.operators import by_operator, sensitivity
-from edgekit.report.rows import Row, metric_of, targets_of
+from edgekit.report.rows import Row, metric_of, stage_names, targets_of
 from edgekit.report.samples import curve
 
 MOST_TARGETS = 4  # pictures for so many targets; every number of the others is in the tables
@@ -18,7 +18,9 @@ MOST_BARS = 20
 
 def figure(drawing: str | None, caption: Child, beside: Html | None = None, *, target: str | None = None) -> Html:
     """A picture with its caption, and its table folded below it; the table alone where there is no picture."""
-    folded = el("details", el("summary", "The same as a table"), beside) if beside and drawing else beside
+    folded = (
+        el("details", el("summary", "The same as a table"), beside, class_="aside") if beside and drawing else beside
+    )
     shown = el("div", Html(drawing), class_="chart") if drawing else None
     return el("figure", el("figcaption", caption), shown, folded, data_target=target)
 
@@ -93,7 +95,7 @@ def stages(rows: list[Row], draw: bool) -> Html | None:
             figures.append(
                 figure(bars.waterfall(row, (min(values), max(values)), label), el("b", words.short(row.variant, 60)))
             )
-    names = list(dict.fromkeys(stage.name for row in known for stage in row.stages))
+    names = stage_names(known)
     lines: list[list[Child]] = []
     for row in known:
         after = {stage.name: words.metric_text(stage.metric, metric) for stage in row.stages}

@@ -220,6 +220,12 @@ def metric_of(rows: list[Row]) -> str:
     return next((row.metric_name for row in rows if row.metric_name), "metric")
 
 
+def stage_names(rows: list[Row]) -> list[str]:
+    """Every stage that any row went through, in the line's order: the longest routes tell it."""
+    routes = sorted((row.stages for row in rows), key=len, reverse=True)
+    return list(dict.fromkeys(stage.name for stages in routes for stage in stages))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One column of every table of variants.

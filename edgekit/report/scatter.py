@@ -61,9 +61,9 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
     if percent > 1:
         y_frame = replace(y_frame, high=min(y_frame.high, 100.0), low=min(y_frame.low, 99.0))
     title = words.title(metric) + (", %" if percent > 1 else "")
-    x_axis = {"title": f"{axis.name}, {unit}", "grid": False, "tickCount": 6}
+    x_axis = {"title": f"{axis.name}, {unit}", "grid": False, **x_frame.ticks()}
     x = charts.number("x", scale=x_frame.scale(), axis=x_axis)
-    y = charts.number("y", scale=y_frame.scale(), axis=charts.top_title(title, tickCount=6))
+    y = charts.number("y", scale=y_frame.scale(), axis=charts.top_title(title, **y_frame.ticks()))
     x_low, y_low = {**x, "field": "x_low"}, {**y, "field": "y_low"}
     front = charts.values([d for d in sorted(data, key=lambda d: (d["x"], d["y"])) if d["front"]])
     names = charts.values(_names(found, data, x_frame, y_frame))
@@ -172,6 +172,10 @@ class Frame:
     def scale(self) -> dict[str, Any]:
         """The axis' scale in a chart's specification."""
         return {"domain": [self.low, self.high], "type": "log" if self.log else "linear", "nice": False, "zero": False}
+
+    def ticks(self) -> dict[str, Any]:
+        """Where the axis' ticks stand."""
+        return {"values": charts.log_ticks(self.low, self.high)} if self.log else {"tickCount": 6}
 
     def place(self, value: float) -> float:
         """Pixels from the axis' start."""

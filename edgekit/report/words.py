@@ -217,7 +217,13 @@ def percent(value: Any) -> str:
 
 def because(reason: str) -> str:
     """A reason without the words that its place already says."""
-    return reason.removeprefix("not available here, because ").strip()
+    return reason.removeprefix("not available here, because ").removeprefix("built here, not measured: ").strip()
+
+
+def sentence(text: str) -> str:
+    """A remark as a sentence of its own: a capital first, a full stop last."""
+    said = text.strip()
+    return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
 
 def listing(words: list[str], most: int = 4) -> str:
