@@ -270,16 +270,16 @@ def cnn(path: Path, channels: int, layers: int = 3, *, free_size: bool = False) 
     return path
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_model_of_four_times_the_work_is_proved_slower(runtime: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("runtime", "pairs"), [("onnxruntime", 8), ("openvino", 2)])
+def test_a_model_of_four_times_the_work_is_proved_slower(runtime: str, pairs: int, tmp_path: Path) -> None:
     pytest.importorskip(runtime)
     small, large = cnn(tmp_path / "small.onnx", 8), cnn(tmp_path / "large.onnx", 32)
     name = {"onnxruntime": "x86-cpu", "openvino": "x86-openvino"}[runtime]
-    first, second = edgekit.benchmark([small, large], target=name, budget_s=60, max_pairs=8)
-    assert second.different is True
+    first, second = edgekit.benchmark([small, large], target=name, budget_s=300, pairs=pairs, max_pairs=pairs)
+    assert second.different is (True if pairs >= 8 else None)
     assert second.ratio is not None
     assert second.ratio > 1.5
-    assert second.verdict.startswith("slower")
+    assert second.verdict.startswith("slower" if pairs >= 8 else "can't tell")
     for measured in (first, second):
         assert measured.first_inference_ms is not None
         assert measured.load_ms is not None

@@ -154,7 +154,7 @@ def test_two_copies_are_called_different_in_at_most_one_of_a_hundred(law: Any, m
 
     # The shown interval decides nothing, and takes long.
     monkeypatch.setattr(statistics, "bootstrap_interval", lambda *a, **k: (0.0, 0.0))
-    runs = 1500
+    runs = 1000
     assert simulate(law, 0.0, runs) <= 0.01 + 2.6 * math.sqrt(0.01 * 0.99 / runs)
 
 

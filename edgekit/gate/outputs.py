@@ -21,20 +21,25 @@ def write(verdict: dict[str, Any], *, junit: str | Path | None = None, markdown:
     Raises:
         StageError: A file that was asked for can't be written.
     """
-    from edgekit.report import gate_markdown
-    from edgekit.report import junit as junit_xml
-
     if junit:
+        from edgekit.report import junit as junit_xml
+
         write_text(Path(junit), junit_xml.render(verdict))
     if markdown:
-        write_text(Path(markdown), gate_markdown.render(verdict))
+        write_text(Path(markdown), _markdown(verdict))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in workflow_commands(verdict):
             console.note(line)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        _append(Path(summary), gate_markdown.render(verdict, limit=SUMMARY_LIMIT // 2), SUMMARY_LIMIT)
+        _append(Path(summary), _markdown(verdict, limit=SUMMARY_LIMIT // 2), SUMMARY_LIMIT)
     if outputs := os.environ.get("GITHUB_OUTPUT"):
         _append(Path(outputs), _outputs(verdict))
+
+
+def _markdown(verdict: dict[str, Any], **options: int) -> str:
+    from edgekit.report import gate_markdown  # the reports take a while to import
+
+    return gate_markdown.render(verdict, **options)
 
 
 def workflow_commands(verdict: dict[str, Any], limit: int = ANNOTATIONS) -> list[str]:
