@@ -152,6 +152,54 @@ def test_a_layer_left_in_float_is_named_with_its_reason(name: str, float_model: 
     assert share == pytest.approx(1 - left.macs / onnx_models.MACS)
 
 
+@pytest.fixture(scope="module")
+def attention_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An attention block and an LSTM, as torch exports them."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.back = torch.nn.Linear(32, 96), torch.nn.Linear(32, 32)
+            self.memory = torch.nn.LSTM(32, 16, batch_first=True)
+
+        def forward(self, x: Any) -> Any:
+            q, k, v = self.mix(x).reshape(-1, 8, 3, 4, 8).permute(2, 0, 3, 1, 4)
+            attended = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+            return self.memory(x + self.back(attended.transpose(1, 2).reshape(-1, 8, 32)))[0][:, -1]
+
+    path = tmp_path_factory.mktemp("attention") / "net.onnx"
+    example = (torch.zeros(1, 8, 32),)
+    free = {"x": {0: "batch"}}
+    torch.onnx.export(Net(), example, path, dynamo=False, opset_version=18, dynamic_axes=free, input_names=["x"])
+    return path
+
+
+ATTENTION_MACS = 8 * 32 * 96 + 8 * 32 * 32 + 2 * 4 * 8 * 8 * 8 + 8 * 4 * 16 * (32 + 16)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["x86-cpu", "x86-openvino"])
+def test_attention_and_lstm_are_counted(name: str, attention_model: Path, tmp_path: Path) -> None:
+    target = load_target(name)
+    if lacks(target):
+        pytest.skip(lacks(target))
+    artifact = compiled(attention_model, target, tmp_path)
+    layers = backends.load(target.backend).layers(artifact, target)
+    assert sum(layer.macs for layer in layers) == ATTENTION_MACS
+
+
+def test_dynamic_int8_leaves_the_products_of_activations_in_float(attention_model: Path, tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(attention_model, tmp_path / "dynamic.onnx", weight_type=QuantType.QInt8)
+    target = load_target("x86-cpu")
+    layers = backends.load("onnxruntime").layers(tmp_path / "dynamic.onnx", target)
+    left = [layer for layer in layers if layer.macs and layer.precision not in backends.INTEGER]
+    assert sum(layer.macs for layer in left) == 2 * 4 * 8 * 8 * 8
+    assert all("two activations" in layer.reason for layer in left)
+
+
 @pytest.mark.parametrize("name", ["x86-cpu", "x86-openvino"])
 def test_profile_times_every_layer_of_the_compiled_graph(name: str, int8_model: Path, tmp_path: Path) -> None:
     target = load_target(name)

@@ -134,6 +134,7 @@ class _Graph:
     readers: Mapping[str, list[onnx.NodeProto]]
     types: Mapping[str, int]
     outputs: frozenset[str]
+    constants: frozenset[str]
     quantized: bool
 
     @classmethod
@@ -149,12 +150,18 @@ class _Graph:
             readers=readers,
             types=types,
             outputs=frozenset(v.name for v in graph.output),
+            constants=frozenset(t.name for t in graph.initializer),
             quantized=any(is_integer(n.op_type) or n.op_type == "QuantizeLinear" for n in graph.node),
         )
 
     def precision(self, node: onnx.NodeProto) -> str:
         kinds = [self.types.get(name, 0) for name in (*node.input, *node.output)]
         return next((ONNX_TYPES[kind] for kind in kinds if kind in ONNX_TYPES), "fp32")
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a value is an initializer, or made from initializers alone by a conversion."""
+        node = self.producers.get(name)
+        return name in self.constants or (node is not None and all(n in self.constants for n in node.input if n))
 
     def integer_type(self, node: onnx.NodeProto) -> int:
         """The integer type of a QuantizeLinear or DequantizeLinear."""
@@ -175,6 +182,8 @@ def _reason(node: onnx.NodeProto, graph: _Graph, arch: str) -> str:
     if not graph.quantized:
         return "the model is not quantized"
     data, weight = (graph.dequantized(name) for name in node.input[:2])
+    if not graph.is_constant(node.input[1]) and weight is None:
+        return "it multiplies two activations (attention does), which were left in float"
     if data is None and weight is None:
         return "it was left in float: no quantize/dequantize pair stands at its input or weight"
     if data is None:

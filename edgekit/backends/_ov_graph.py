@@ -33,6 +33,7 @@ class Layer:
     inputs: tuple[tuple[int, ...], ...]
     output: tuple[int, ...]
     fed: tuple[str, ...]  # precision of each input, as its maker writes it
+    original: tuple[str, ...]  # names of the model's operators that became this layer
     microseconds: float
     constant: bool  # computed once, when the model is loaded
 
@@ -59,6 +60,7 @@ def _all(compiled: Any) -> Iterator[Layer]:
             inputs=tuple(_shape(port) for port in node.inputs()),
             output=_shape(node.outputs()[0]) if node.outputs() else (),
             fed=tuple(_text(m.get_rt_info(), "outputPrecisions").split(",")[0] for m in makers),
+            original=tuple(_text(facts, "originalLayersNames").split(",")),
             microseconds=float(time) if time.isdigit() else 0.0,
             constant=once,
         )
@@ -73,12 +75,33 @@ def _shape(port: Any) -> tuple[int, ...]:
     return tuple(size.get_length() if size.is_static else 0 for size in shape)
 
 
-def layer_precisions(found: list[Layer]) -> list[LayerPrecision]:
-    """Every layer's multiply-adds and precision, with the reason for each that stayed float."""
+def products(graph: Any, batch: int) -> dict[str, int]:
+    """Multiply-adds of one sample of the model's matrix products, by name; those of free size are left out."""
+    found = {}
+    for node in graph.get_ordered_ops():
+        shapes = [port.get_partial_shape() for port in (*node.inputs(), *node.outputs())]
+        if node.get_type_name() == "MatMul" and all(shape.is_static for shape in shapes):
+            left, _, output = (tuple(shape.get_shape()) for shape in shapes)
+            inner = left[-2] if node.get_attributes()["transpose_a"] and len(left) > 1 else left[-1]
+            found[node.get_friendly_name()] = math.prod(output) * inner // batch
+    return found
+
+
+def layer_precisions(found: list[Layer], batch: int, products: dict[str, int]) -> list[LayerPrecision]:
+    """Every layer's multiply-adds of one sample and precision, with the reason for each that stayed float.
+
+    Args:
+        found: The layers, after an inference of ``batch`` samples.
+        products: See :func:`products`: OpenVINO fuses attention into one layer that tells no shapes of its own.
+    """
     quantized = any(layer.precision in ("int8", "int4") for layer in found)
     result = []
     for layer in found:
-        macs = macs_of(layer)
+        macs = macs_of(layer) // batch
+        if layer.kind == "Subgraph":
+            macs = 2 * sum(
+                products.get(name, 0) for name in layer.original
+            )  # scores, and their product with the values
         reason = _reason(layer, quantized) if macs and layer.precision not in ("int8", "int4") else ""
         result.append(
             LayerPrecision(name=layer.name, operator=layer.kind, macs=macs, precision=layer.precision, reason=reason)
@@ -87,23 +110,21 @@ def layer_precisions(found: list[Layer]) -> list[LayerPrecision]:
 
 
 def macs_of(layer: Layer) -> int:
-    """Multiply-adds of one sample; 0 for all but convolutions, matrix products and recurrent layers."""
+    """Multiply-adds of an inference; 0 for all but convolutions, matrix products and recurrent layers."""
     output, inputs = layer.output, layer.inputs
-    if not output or not inputs or not output[0]:
+    if not output or not inputs:
         return 0
-    per_sample = math.prod(output) // output[0]
     if layer.kind == "Convolution" and len(inputs) > 1:
-        return per_sample * math.prod(inputs[1]) // output[1]  # the weight: (O, I, …) or (groups, O/g, I/g, …)
+        return math.prod(output) * math.prod(inputs[1]) // output[1]  # the weight: (O, I, …) or (groups, O/g, I/g, …)
     if layer.kind == "Deconvolution" and len(inputs) > 1:
-        data, weight = inputs[0], inputs[1]
-        return math.prod(data[1:]) * math.prod(weight) // data[1]
+        return math.prod(inputs[0]) * math.prod(inputs[1]) // inputs[0][1]
     if layer.kind in ("FullyConnected", "MatMul", "Gemm"):
-        return per_sample * inputs[0][-1]
+        return math.prod(output) * inputs[0][-1]
     if layer.kind == "ScaledDotProductAttention" and len(inputs) > 2:
-        return 2 * math.prod(inputs[0][1:]) * inputs[1][-2]
+        return 2 * math.prod(inputs[0]) * inputs[1][-2]
     if layer.kind in ("RNNSeq", "RNNCell", "LSTMSequence", "GRUSequence"):
-        weights = sum(math.prod(shape) for shape in inputs if len(shape) == 3 and shape != inputs[0])
-        return weights * (inputs[0][1] if layer.kind != "RNNCell" else 1)
+        weights = math.prod(inputs[-3]) + math.prod(inputs[-2])  # of the input and of the state; the bias is last
+        return weights * inputs[0][0] * (inputs[0][1] if layer.kind != "RNNCell" else 1)
     return 0
 
 
@@ -111,13 +132,15 @@ def _reason(layer: Layer, quantized: bool) -> str:
     """Why a convolution or matrix product stayed float, in words."""
     if not quantized:
         return "the model is not quantized"
+    if layer.kind == "Subgraph":
+        return "attention's products of two activations, fused into one float layer"
     fed = [PRECISIONS.get(kind, kind) for kind in layer.fed[:2]]
     data, weight = (*fed, "", "")[:2]
     if data != "int8" and weight == "int8":
         return f"its input arrives as {data}: no quantize/dequantize pair stands there, or it could not be fused"
     if data == "int8":
         return "its weight was left in float"
-    return "it was left in float: no quantize/dequantize pair stands at its input and weight"
+    return "it was left in float: no quantize/dequantize pair that OpenVINO can use stands at its input and weight"
 
 
 def layer_times(before: list[Layer], after: list[Layer], runs_before: int, runs_after: int) -> list[LayerTime]:

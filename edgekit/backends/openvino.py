@@ -145,19 +145,22 @@ def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
     Raises:
         InputError, UnavailableError: As :func:`open_model`.
     """
-    session = open_model(artifact, target)
-    session.run(zero_feeds(session.inputs, batch=target.run.batch))  # free sizes are known after an inference only
-    return _ov_graph.layer_precisions(_ov_graph.read(session.compiled))
+    session, batch = open_model(artifact, target), target.run.batch
+    session.run(zero_feeds(session.inputs, batch=batch))  # free sizes are known after an inference only
+    products = _ov_graph.products(session.graph, batch)
+    return _ov_graph.layer_precisions(_ov_graph.read(session.compiled), batch, products)
 
 
 class _Session:
     """A loaded model (see :class:`edgekit.backends.Session`), compiled for one batch size and, if need be, for any."""
 
-    __slots__ = ("_any", "_batch", "_compile", "_first", "_infer", "_results", "compiled", "inputs", "outputs")
+    __slots__ = ("_any", "_batch", "_compile", "_first", "_infer", "_results", "compiled", "graph", "inputs", "outputs")
 
-    def __init__(self, compiled: Any, free: Any, batch: int | None, compile_free: Callable[[], Any]) -> None:
-        """``free`` has the ports as they are in the file; ``batch`` is what ``compiled`` is made for, None: any."""
-        self.compiled = compiled
+    def __init__(
+        self, compiled: Any, graph: Any, free: Any, batch: int | None, compile_free: Callable[[], Any]
+    ) -> None:
+        """``graph`` was compiled for ``batch`` (None: any); ``free`` has the ports as they are in the file."""
+        self.compiled, self.graph = compiled, graph
         self.inputs = tuple(_port(port) for port in free.inputs)
         self.outputs = tuple(_port(port) for port in free.outputs)
         self._infer = compiled.create_infer_request().infer
@@ -223,7 +226,7 @@ def _session(artifact: Path, target: Target, options: Options, **extra: Any) -> 
         compiled = core.compile_model(fixed, options.device, properties)
     except Exception as error:
         raise _failed(error, artifact) from error
-    return _Session(compiled, free, batch, lambda: core.compile_model(free, options.device, properties))
+    return _Session(compiled, fixed, free, batch, lambda: core.compile_model(free, options.device, properties))
 
 
 def _check_device(core: Any, device: str) -> None:
