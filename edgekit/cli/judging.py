@@ -18,15 +18,16 @@ from edgekit.cli._options import INPUT, JSON, OK
 @click.option("--inputs", type=click.Path(path_type=Path), help="An .npz with an array for each input.")
 @click.option("--scenario", "scenarios", multiple=True, help="Also: batches, threads, paced, single-stream, …")
 @JSON
-def bench(models: tuple[Path, ...], target: str, as_json: bool, **options: Any) -> None:
+def bench(models: tuple[Path, ...], target: str, as_json: bool, **options: Any) -> int:
     """Measure models against the first one, interleaved."""
     from edgekit import measure
 
     measured = measure.benchmark(list(models), target=target, **options)
     if as_json:
-        return console.out_json({"measurements": [m.to_json() for m in measured]})
-    console.stdout().print(measure.table(measured))
-    return None
+        console.out_json({"measurements": [m.to_json() for m in measured]})
+    else:
+        console.stdout().print(measure.table(measured))
+    return measure.exit_code(measured)
 
 
 @click.command()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgekit.measure.bench import benchmark, table
+from edgekit.measure.bench import benchmark, exit_code, table
 from edgekit.measure.engine import Row, measure_rows
 from edgekit.measure.results import Measured
 
-__all__ = ["Measured", "Row", "benchmark", "measure_rows", "table"]
+__all__ = ["Measured", "Row", "benchmark", "exit_code", "measure_rows", "table"]

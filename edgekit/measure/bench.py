@@ -105,6 +105,12 @@ def _name(file: Path, rows: Sequence[Row]) -> str:
     return next(name for name in names if name not in taken)
 
 
+def exit_code(measured: Sequence[Measured]) -> int:
+    """What ``edgekit bench`` exits with: 3 where a model failed, 4 where one can't run here, else 0."""
+    states = {one.status for one in measured}
+    return 3 if "failed" in states else 4 if "unavailable" in states else 0
+
+
 def table(measured: Sequence[Measured]) -> Table:
     """The measurements as a table for a terminal, and each verdict and warning below it."""
     from rich.table import Table
