@@ -99,9 +99,8 @@ def layer_precisions(found: list[Layer], batch: int, products: dict[str, int]) -
     for layer in found:
         macs = macs_of(layer) // batch
         if layer.kind == "Subgraph":
-            macs = 2 * sum(
-                products.get(name, 0) for name in layer.original
-            )  # scores, and their product with the values
+            inside = [products[name] for name in layer.original if name in products]
+            macs = sum(inside) * (2 if len(inside) == 1 else 1)  # the scores' product may have lost its name
         reason = _reason(layer, quantized) if macs and layer.precision not in ("int8", "int4") else ""
         result.append(
             LayerPrecision(name=layer.name, operator=layer.kind, macs=macs, precision=layer.precision, reason=reason)
