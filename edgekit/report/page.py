@@ -13,7 +13,7 @@ from edgekit.report.findings import Finding, Verdict, findings, headline, verdic
 from edgekit.report.html import Child, Html, el, group, table
 from edgekit.report.operators import objects
 from edgekit.report.pictures import pareto, stages, times
-from edgekit.report.rows import Column, Row, columns, metric_of, part, rows_of, targets_of, text
+from edgekit.report.rows import Column, Row, columns, metric_of, number_in, part, rows_of, targets_of, text
 
 MOST_FINDINGS = 8
 _SIGNS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "none": "•"}
@@ -298,11 +298,12 @@ def _gate(results: dict[str, Any]) -> Html | None:
             says.get(c.get("passed"), "?"),
             _plain(c.get("value")),
             _plain(c.get("limit")),
+            _used(c),
             text(c, "message") or text(c, "sentence"),
         ]
         for c in sorted(checks, key=lambda c: order.get(c.get("passed"), 1))
     ]
-    head = ["Variant", "Limit on", "Verdict", "Value", "Limit", "In words"]
+    head = ["Variant", "Limit on", "Verdict", "Value", "Limit", "Of it used", "In words"]
     broken = sum(c.get("passed") is not True for c in checks)
     summary = f"{len(checks)} checks, {broken} not passed"
     shown = el(
@@ -311,6 +312,16 @@ def _gate(results: dict[str, Any]) -> Html | None:
     notes = part(results, "gate").get("notes")
     told = [el("li", str(note)) for note in notes] if isinstance(notes, list) else []
     return el("section", el("h2", "Gate"), shown, el("ul", told, class_="hint") if told else None, id="gate")
+
+
+def _used(check: dict[str, Any]) -> str:
+    """How much of a limit is used up: over 100 % is broken."""
+    value, limit = number_in(check, "value"), number_in(check, "limit")
+    least = text(check, "name").startswith("min_")
+    part_, whole = (limit, value) if least else (value, limit)
+    if part_ is None or not whole or whole < 0:
+        return ""
+    return f"{max(0.0, part_ / whole) * 100:.0f} %"
 
 
 def _plain(value: Any) -> str:
