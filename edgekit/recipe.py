@@ -78,7 +78,7 @@ class TrainSection(Section):
     learning_rate: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    schedule: Literal["cosine", "onecycle", "step", "plateau", "constant"] = "cosine"
+    schedule: Literal["cosine", "onecycle", "step", "plateau", "constant"] = "onecycle"
     loss: Any = "auto"
     distill: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
@@ -86,6 +86,20 @@ class TrainSection(Section):
     learn_scales: bool = False
     processes: int = Field(1, ge=1)
     torchrun: tuple[str, ...] = ()
+
+
+class FinetuneSection(TrainSection):
+    """``[quantize.train]``: as :class:`TrainSection`, with the defaults of quantization-aware training.
+
+    A model that works already is moved a little, taught by the float model alone.
+    """
+
+    epochs: int = Field(2, ge=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "onecycle", "step", "plateau", "constant"] = "cosine"
+    distill: float = Field(1.0, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0)
 
 
 class PruneSection(Section):
@@ -136,7 +150,7 @@ class QuantizeSection(Section):
     block: Literal[16, 32, 64, 128, 256] = 32
     clusters: int = Field(16, ge=2, le=256)
     layers: tuple[str, ...] = ()
-    train: TrainSection = TrainSection(epochs=2, optimizer="adam", weight_decay=0.0, distill=1.0, temperature=1.0)
+    train: FinetuneSection = FinetuneSection()
 
     @field_validator("method")
     @classmethod

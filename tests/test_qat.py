@@ -17,7 +17,7 @@ from torch import nn
 import edgekit
 from edgekit import exported, exporting, spool
 from edgekit.quantizers import _torch_graph, quantize_job
-from edgekit.recipe import MetricSection, TrainSection
+from edgekit.recipe import MetricSection, QuantizeSection, TrainSection
 from edgekit.target import load_target
 from edgekit.training import TrainJob, train
 from edgekit.training.work import work
@@ -220,7 +220,7 @@ def test_quantize_with_qat_from_python(made: Path, digits: tuple[Array, Array], 
         batches(x[:1200], y[:1200]),
         method="qat",
         out=tmp_path / "qat.onnx",
-        train=TrainSection(epochs=1, optimizer="adam", distill=1.0, temperature=1.0),
+        train={"epochs": 1},
         validation=batches(x[1200:1500], y[1200:1500]),
         metric="accuracy",
     )
@@ -247,3 +247,9 @@ def test_the_graph_runs_under_torchrun_too(made: Path, tmp_path: Path) -> None:
     assert result["epochs"] == 1
     assert result["history"][1]["loss"] < 0.2
     assert (tmp_path / "out.onnx").is_file()
+
+
+def test_one_key_of_the_training_keeps_the_other_defaults() -> None:
+    section = QuantizeSection.model_validate({"train": {"epochs": 7}})
+    assert section.train == QuantizeSection().train.model_copy(update={"epochs": 7})
+    assert (section.train.optimizer, section.train.distill) == ("adam", 1.0)

@@ -210,8 +210,6 @@ def quantize_job(
 
 def _method(model: ir.Model, job: Job) -> str:
     """The member that does the work: ``auto`` is static, or dynamic where the work is an LSTM's."""
-    if job.settings.method == "qat":
-        return "static"  # what is then trained
     if job.settings.method != "auto":
         return job.settings.method
     operators = {node.op_type for node in model.graph}

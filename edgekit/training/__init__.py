@@ -66,7 +66,9 @@ class TrainJob:
 
     def to_json(self) -> dict[str, Any]:
         """The job as JSON values; :meth:`from_json` reads them back."""
-        sections = {"settings": self.settings.model_dump(mode="json")}
+        live = callable(self.settings.loss)  # has a name to tell it by, and no JSON
+        settings = self.settings.model_copy(update={"loss": f"live {self.settings.loss!r}"}) if live else self.settings
+        sections = {"settings": settings.model_dump(mode="json")}
         metric = self.metric.model_dump(mode="json") if self.metric else None
         plain = asdict(self)
         return {**plain, **sections, "metric": metric}
@@ -107,6 +109,7 @@ def train(
             or a training process crashed.
     """
     Path(job.scratch).mkdir(parents=True, exist_ok=True)
+    loss = loss or (job.settings.loss if callable(job.settings.loss) else None)
     if data is not None or loss is not None:
         if job.settings.processes > 1:
             raise InputError(
