@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import agree, child, onnxcheck
+from edgekit import child, onnxcheck
 from edgekit.console import warn
 from edgekit.errors import EdgekitError, InputError, StageError, UnavailableError
 from edgekit.recipe import ExportSection
@@ -170,7 +170,7 @@ def _to_ir(proto: onnx.ModelProto) -> Any:
 
 def _parity(source: Path, target: Path, warnings: list[str]) -> dict[str, Any] | None:
     """Run both; None where the user's own file does not run on made-up inputs."""
-    from edgekit import onnxfile
+    from edgekit import agree, onnxfile
     from edgekit.ortrun import Runtime
 
     try:

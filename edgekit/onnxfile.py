@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import child, onnxcheck
-from edgekit.backends import Port
 from edgekit.errors import InputError, StageError
 from edgekit.onnxadopt import normalize
 from edgekit.onnxcost import facts_job, macs, node_macs
@@ -22,6 +21,8 @@ from edgekit.weights import load_weights
 
 if TYPE_CHECKING:
     import onnx
+
+    from edgekit.backends import Port
 
 __all__ = [
     "check_onnx",
@@ -124,6 +125,8 @@ def inputs(path: Path | str) -> tuple[Port, ...]:
         InputError: See :func:`read_model`.
     """
     import onnx
+
+    from edgekit.backends import Port
 
     graph = read_model(path, weights=False).graph
     constants = {tensor.name for tensor in graph.initializer}

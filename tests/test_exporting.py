@@ -252,6 +252,28 @@ def test_preprocessing_that_divides_by_zero_is_refused() -> None:
         Preprocess(std=(0.0,))
 
 
+@pytest.mark.usefixtures("at_once")
+def test_a_trained_resnet20_takes_raw_images(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real weights, real images: pixels in as the JPEG decoder gives them, the same decisions out."""
+    monkeypatch.syspath_prepend(str(shared_data.parent / "tools"))
+    import cifar10
+
+    pixels, labels = (part[::40] for part in cifar10.images("test"))
+    model = cifar10.resnet20()
+    statistics = {"mean": cifar10.MEAN.ravel().tolist(), "std": cifar10.STD.ravel().tolist(), "layout": "nhwc"}
+    made = edgekit.export(model, torch.zeros(2, 3, 32, 32), tmp_path / "m.onnx", preprocess=statistics)
+    (logits,) = run(made.path, {onnxfile.inputs(made.path)[0].name: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))})
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(cifar10.normalize(pixels))).numpy()
+    assert np.allclose(logits, wanted, atol=1e-3)
+    assert (logits.argmax(1) == wanted.argmax(1)).all()
+    assert (logits.argmax(1) == labels).mean() > 0.8
+    convolutions = sum(macs for name, macs in onnxfile.node_macs(onnx.load(made.path)).items() if "onv" in name)
+    assert convolutions == 40_550_400
+
+
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────
 
 
