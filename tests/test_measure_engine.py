@@ -16,7 +16,7 @@ import edgekit
 from edgekit import machine
 from edgekit import measure as measure_package
 from edgekit.errors import InconclusiveError, InputError
-from edgekit.measure import Measured, Row, benchmark, energy, measure_rows, table
+from edgekit.measure import Measured, Row, benchmark, energy, exit_code, measure_rows, table
 from edgekit.measure.bench import rows_of
 from edgekit.measure.lock import machine_lock
 from edgekit.recipe import MeasureSection
@@ -332,6 +332,11 @@ def test_a_file_that_is_no_model_fails_alone(tmp_path: Path) -> None:
     bad.write_bytes(b"not a model at all")
     first, second = benchmark([good, bad], pairs=2, max_pairs=2)
     assert (first.status, second.status) == ("ok", "failed")
+    assert [exit_code(rows) for rows in ([first], [first, second], [Measured(id="x", status="unavailable")])] == [
+        0,
+        3,
+        4,
+    ]
     with pytest.raises(InputError, match="no such file"):
         benchmark([tmp_path / "absent.onnx"])
     with pytest.raises(InputError, match="no model"):
