@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import metrics
+import edgekit
+from edgekit import machine, metrics, store
 from edgekit.console import track
 from edgekit.errors import EdgekitError, InputError, StageError, missing_package
 from edgekit.metrics import _classes, _intervals
 from edgekit.spool import Spool
 from edgekit.spool import read as read_spool
-from edgekit.store import write_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ DIGEST = "digest"
 SEED = 0
 RESAMPLES = 1000
 _CHEAP, _COSTLY = 2 * 10**8, 10**7  # elements to look at in all resamples: of a mean, of any other score
-_PATIENCE_S = 20.0  # for the resamples of a user's metric that has no per_sample
+_PATIENCE_S = 5.0  # for the resamples of a user's metric that has no per_sample
 
 
 def outputs_job(artifact: str, backend: str, target: dict[str, Any] | None, data: str, out: str) -> dict[str, Any]:
@@ -101,13 +101,29 @@ def judge(
     """
     split = spool if isinstance(spool, Spool) else read_spool(spool)
     chosen = metrics.load(metric, Path(base))
+    files = [Path(outputs)] + ([Path(reference)] if reference else [])
+    if chosen.is_mean:
+        return _judged(chosen, files, split)
+    # A bootstrap takes seconds, and a run judges many stages: remember, by all that it depends on.
+    inputs = {
+        "stage": "judge",
+        "outputs": [store.sha256_file(file) if file.is_file() else None for file in files],
+        "data": split.digest,
+        "metric": metric,
+        "source": chosen.source(),
+        "edgekit": edgekit.__version__,
+        "versions": {name: machine.versions().get(name) for name in ("numpy", "scikit-learn")},
+    }
+    return store.Store().build(inputs, lambda folder, scratch: _judged(chosen, files, split)).meta
+
+
+def _judged(metric: metrics.Metric, files: list[Path], split: Spool) -> dict[str, Any]:
+    """What :func:`judge` returns, computed: of the outputs in the first file, and against those in the second."""
     labels = _labels(split)
-    mine = _outputs_of(outputs, split)
-    facts = {"name": chosen.name, "samples": split.samples, "higher_is_better": chosen.higher_is_better}
-    if reference is None:
-        return {**facts, **_scored(chosen, [mine], labels)}
-    theirs = _outputs_of(reference, split)
-    return {**facts, **_scored(chosen, [mine, theirs], labels), "agreement": agreement(mine, theirs, labels)}
+    models = [_outputs_of(file, split) for file in files]
+    found = {"name": metric.name, "samples": split.samples, "higher_is_better": metric.higher_is_better}
+    found |= _scored(metric, models, labels)
+    return {**found, "agreement": agreement(models[0], models[1], labels)} if len(models) > 1 else found
 
 
 def agreement(mine: Sequence[Array], theirs: Sequence[Array], labels: Array) -> float | None:
@@ -301,7 +317,7 @@ def _write(out: Path, names: list[str], arrays: list[Array], digest: str) -> Non
         fresh.replace(out)
     except OSError as error:
         fresh.unlink(missing_ok=True)
-        raise write_error(out, error) from error
+        raise store.write_error(out, error) from error
 
 
 def _read(path: Path) -> tuple[list[Array], str]:

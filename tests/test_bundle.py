@@ -295,6 +295,15 @@ def test_check_judges_the_outputs(made: Path, pythons: dict[str, Path], change: 
         assert "output 'logits' differs" in done.stderr
 
 
+def test_any_terminal_will_do(made: Path, pythons: dict[str, Path]) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    text = json.dumps({**manifest, "schema": "größer/9 \x1b[31m"}, ensure_ascii=False)
+    (made / "manifest.json").write_text(text, encoding="utf-8")
+    done = run(pythons["numpy"], made, "check", PYTHONIOENCODING="ascii", LANG="C", TERM="dumb")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "gr\\xf6\\xdfer" in done.stderr
+
+
 def test_a_missing_runtime_is_told_with_its_version(made: Path, pythons: dict[str, Path]) -> None:
     for command in ("check", "bench"):
         done = run(pythons["numpy"], made, command)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from edgekit import child, evaluate, exported, spool, target
@@ -80,8 +83,14 @@ def test_every_runtime_gives_the_same_outputs(models: dict[str, Path], split: sp
     reference = outputs(models["torch"], "torch", split, tmp_path / "torch.npz")
     expected = evaluate.load_outputs(reference)
     assert [o.shape for o in expected] == [(N, CLASSES), (N, 8)]
-    ort = target.load_target("x86-cpu").model_dump(mode="json")
-    for name, backend, aim in (("free", "onnx", None), ("fixed", "onnx", None), ("fixed", "onnxruntime", ort)):
+    aims = {name: target.load_target(name).model_dump(mode="json") for name in ("x86-cpu", "x86-openvino")}
+    routes = (
+        ("free", "onnx", None),
+        ("fixed", "onnx", None),
+        ("fixed", "onnxruntime", aims["x86-cpu"]),
+        ("free", "openvino", aims["x86-openvino"]),
+    )
+    for name, backend, aim in routes:
         found = outputs(models[name], backend, split, tmp_path / f"{name}-{backend}.npz", aim)
         for one, other in zip(evaluate.load_outputs(found), expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
@@ -135,7 +144,7 @@ def test_accuracy_against_a_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["f1", "mse", "auc", "r2", "rmse"])
-def test_bootstrap_is_paired_and_repeatable(name: str, tmp_path: Path) -> None:
+def test_bootstrap_is_paired_and_repeatable(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose errors are the reference's and a little more is told apart, though each interval is wide."""
     labels = (np.arange(300) % 2).astype(np.float64)
     split = labelled(tmp_path / "s", labels)
@@ -148,7 +157,9 @@ def test_bootstrap_is_paired_and_repeatable(name: str, tmp_path: Path) -> None:
         tmp_path,
         keep(tmp_path / "b.npz", split, theirs),
     )
+    monkeypatch.setattr(evaluate, "RESAMPLES", 200)
     judged = evaluate.judge(*paths)
+    monkeypatch.setenv("EDGEKIT_CACHE_DIR", str(tmp_path / "another cache"))
     assert judged == evaluate.judge(*paths)
     assert judged["ci95"][0] < judged["value"] < judged["ci95"][1]
     low, high = judged["delta_ci95"]
@@ -192,11 +203,53 @@ def test_user_metric_without_per_sample_gets_an_interval(tmp_path: Path) -> None
     assert judged["agreement"] is None
 
 
+def test_a_bootstrap_is_remembered_until_something_it_depends_on_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run judges every stage anew; with F1 a second run would take minutes."""
+    monkeypatch.setenv("EDGEKIT_CACHE_DIR", str(tmp_path / "cache"))
+    count = []
+    judged = evaluate._judged
+    monkeypatch.setattr(evaluate, "_judged", lambda *a: count.append(1) or judged(*a))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    text = "from helper import K\ndef score(outputs, labels):\n    return K * float(abs(outputs[0] - labels).max())\n"
+    (mine / "m.py").write_text(text)
+    (mine / "helper.py").write_text("K = 1.0\n")
+    labels = RNG.normal(size=20)
+    split = labelled(tmp_path / "s", labels)
+    path = keep(tmp_path / "a.npz", split, labels + 1.0)
+    first = evaluate.judge(path, split, {"name": "m.py"}, mine)
+    assert evaluate.judge(path, split, {"name": "m.py"}, mine) == first
+    assert len(count) == 1
+    (mine / "helper.py").write_text("K = 2.0\n")
+    import sys
+
+    del sys.modules["helper"]
+    assert evaluate.judge(path, split, {"name": "m.py"}, mine)["value"] == pytest.approx(2 * first["value"])
+    keep(path, split, labels + 3.0)
+    assert evaluate.judge(path, split, {"name": "m.py"}, mine)["value"] == pytest.approx(6 * first["value"])
+    assert len(count) == 3
+
+
 def test_outputs_of_other_samples_are_refused(tmp_path: Path) -> None:
     one, other = labelled(tmp_path / "a", np.arange(4) % 2), labelled(tmp_path / "b", np.arange(5) % 2)
     path = keep(tmp_path / "a.npz", one, np.eye(2)[np.arange(4) % 2])
     with pytest.raises(InputError, match="other samples"):
         evaluate.judge(path, other, {}, tmp_path)
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda name: "\0" not in name), min_size=1, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_outputs_may_have_any_names(names: list[str]) -> None:
+    """Slashes, dots, unicode, twice the same: the order is kept, and no file is written elsewhere."""
+    arrays = [np.full((2, 1), float(i)) for i in range(len(names))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "o.npz"
+        evaluate._write(path, names, arrays, "d")
+        for found, expected in zip(evaluate.load_outputs(path), arrays, strict=True):
+            np.testing.assert_array_equal(found, expected)
+        assert [p.name for p in Path(folder).iterdir()] == ["o.npz"]
 
 
 def test_damaged_outputs_and_missing_labels(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ _INSTALL = """
 cd || exit 1
 [ -f {env}/whole ] && exit 0
 rm -rf {env}
-{python} -m venv --without-pip {env} 2>&1 || exit 1
+"{python}" -m venv --without-pip {env} 2>&1 || exit 1
 pip=$(ls {wheels}/pip-*.whl | head -n 1)
-export PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INDEX=1 PIP_FIND_LINKS="$HOME/{wheels}"
-{env}/bin/python "$pip/pip" install {names} 2>&1 || exit 1
+set -- --quiet --disable-pip-version-check --no-index --find-links {wheels}
+{env}/bin/python "$pip/pip" install "$@" {names} 2>&1 || exit 1
 {env}/bin/python -c 'import numpy, {module}' 2>&1 || exit 1
 touch {env}/whole
 """

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import rooms
-from edgekit.errors import EdgekitError, InputError, StageError
+from edgekit.errors import EdgekitError, InputError, StageError, missing_package
+from edgekit.store import sha256_file, sha256_json
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -101,6 +102,15 @@ class Metric:
         """Whether the value is the plain mean of what the samples contribute."""
         return hasattr(self._module, "per_sample") and not hasattr(self._module, "combine")
 
+    def source(self) -> str:
+        """Hex hash of the metric's file and, for a user's own, of the Python files beside it."""
+        assert self._module is not None
+        assert self._module.__file__ is not None
+        file = Path(self._module.__file__)
+        own = file.parent != Path(__file__).parent
+        beside = file.parent.glob("*.py") if own else [file, *file.parent.glob("_*.py")]
+        return sha256_json({path.name: sha256_file(path) for path in beside})
+
     def _call(self, function: str, *arguments: Any) -> Any:
         module = self._module
         assert module is not None
@@ -108,8 +118,8 @@ class Metric:
             return getattr(module, function)(*arguments, **_accepted(getattr(module, function), self.options))
         except EdgekitError:
             raise
-        except ImportError:
-            raise
+        except ModuleNotFoundError as error:
+            raise missing_package(error.name or "scikit-learn", "compress", f"by the metric '{self.name}'") from error
         except Exception as error:
             raise InputError(
                 f"{function} raises {type(error).__name__}: {str(error)[:300]}",
