@@ -101,10 +101,19 @@ def groups(solved: Components, known: list[Axis]) -> list[Group]:
         return []
     order = members[np.argsort(marks[members], kind="stable")]
     cuts = np.flatnonzero(np.diff(marks[order])) + 1
-    parted = [torch.from_numpy(np.sort(part)) for part in np.split(order, cuts)]
-    parted.sort(key=lambda m: int(m[0]))
-    where = [_positions(solved, axis) for axis in known]
-    return [_group(m, known, where) for m in parted]
+    parted = sorted((np.sort(part) for part in np.split(order, cuts)), key=lambda m: int(m[0]))
+    owner = np.full(solved.count, -1)
+    for number, inside in enumerate(parted):
+        owner[inside] = number
+    parts: list[list[Part]] = [[] for _ in parted]
+    for axis in known:
+        for number, part in _shares(solved, axis, owner, parted):
+            parts[number].append(part)
+    return [Group(torch.from_numpy(m), tuple(p), _makers(p)) for m, p in zip(parted, parts, strict=True)]
+
+
+def _makers(parts: list[Part]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.name.rpartition(".")[0] for part in parts if part.role == "output"))
 
 
 def _signatures(solved: Components, known: list[Axis]) -> np.ndarray:
@@ -116,33 +125,30 @@ def _signatures(solved: Components, known: list[Axis]) -> np.ndarray:
     return marks
 
 
-def _positions(solved: Components, axis: Axis) -> tuple[np.ndarray, np.ndarray]:
-    """The components of an axis's positions, sorted, and the order that sorts them."""
+def _shares(solved: Components, axis: Axis, owner: np.ndarray, parted: list[np.ndarray]) -> Iterator[tuple[int, Part]]:
+    """What one axis adds to each group that lies in it."""
     component = solved.of[axis.ids].numpy()
     order = np.argsort(component, kind="stable")
-    return component[order], order
+    component = component[order]
+    for number in np.unique(owner[component]).tolist():
+        if number >= 0:
+            yield number, _part(axis, component, order, parted[number])
 
 
-def _group(members: Tensor, known: list[Axis], where: list[tuple[np.ndarray, np.ndarray]]) -> Group:
-    parts, layers = [], []
-    for axis, (component, order) in zip(known, where, strict=True):
-        first = np.searchsorted(component, members.numpy(), "left")
-        count = np.searchsorted(component, members.numpy(), "right") - first
-        if not count.any():
-            continue
-        width = int(count.max())
-        step = np.minimum(np.arange(width)[None], np.maximum(count[:, None] - 1, 0))
-        rows = torch.from_numpy(order[np.minimum(first[:, None] + step, len(order) - 1)])
-        there = torch.from_numpy(np.arange(width)[None] < count[:, None])
+def _part(axis: Axis, component: np.ndarray, order: np.ndarray, members: np.ndarray) -> Part:
+    """The rows of an axis for each member; one that lies in several positions has them side by side."""
+    first = np.searchsorted(component, members, "left")
+    count = np.searchsorted(component, members, "right") - first
+    width = int(count.max())
+    step = np.minimum(np.arange(width)[None], np.maximum(count[:, None] - 1, 0))
+    rows = torch.from_numpy(order[np.minimum(first[:, None] + step, len(order) - 1)])
+    there = torch.from_numpy(np.arange(width)[None] < count[:, None])
 
-        def table(tensor: Tensor, rows: Tensor = rows, there: Tensor = there) -> Tensor:
-            return (tensor[rows] * there.unsqueeze(-1)).reshape(len(rows), -1)
+    def table(tensor: Tensor) -> Tensor:
+        return (tensor[rows] * there.unsqueeze(-1)).reshape(len(rows), -1)
 
-        gradients = None if axis.gradient is None else table(axis.gradient)
-        parts.append(Part(axis.name, axis.role, table(axis.tensor), gradients))
-        if axis.role == "output":
-            layers.append(axis.name.rpartition(".")[0])
-    return Group(members, tuple(parts), tuple(dict.fromkeys(layers)))
+    gradients = None if axis.gradient is None else table(axis.gradient)
+    return Part(axis.name, axis.role, table(axis.tensor), gradients)
 
 
 Rank = Callable[[Group], Tensor]
@@ -195,9 +201,9 @@ def _even(of: np.ndarray, value: np.ndarray, table: np.ndarray) -> None:
     members = np.concatenate([k[0] for k in kinds])
     if len(np.unique(members)) < len(members):
         return  # rows share some components: tied by place below
-    if len({k[1].tobytes() for k in kinds}) > 1 and {int(k[1].max(initial=1)) for k in kinds} != {1}:
-        return
-    ordered = [k[0][np.argsort(-value[k[0]] + 1e30 * 0 * k[1], kind="stable")] for k in kinds]
+    if len({int(n) for k in kinds for n in k[1]}) != 1:
+        return  # some components lie more often in a row than others
+    ordered = [k[0][np.argsort(-value[k[0]], kind="stable")] for k in kinds]
     least = min(len(o) for o in ordered)
     for row in ordered:  # strongest first: what one row has more than another stays
         _merge(of, row[: len(row) - least], 0)
@@ -221,20 +227,12 @@ def _bundle(of: np.ndarray, value: np.ndarray, pairs: np.ndarray) -> None:
 def _by_place(of: np.ndarray, table: np.ndarray) -> None:
     """Tie what stands at the same place in every row."""
     current = of[table]
-    for column in current.T:
-        members = np.unique(column)
-        now = np.unique(of[np.isin(of, members)]) if False else members
-        target = 0 if (now == 0).any() else now[0]
-        _merge(of, now, int(target))
+    for place in range(current.shape[1]):
+        members = np.unique(current[:, place])
+        _merge(of, members, int(members[0]))  # 0 is the least: what meets a frozen one stays
         current[:] = of[table]
 
 
 def _merge(of: np.ndarray, members: np.ndarray, target: int) -> None:
     if len(members):
         of[np.isin(of, members)] = target
-
-
-def layers_of(found: list[Group]) -> Iterator[str]:
-    """Every user's module that makes channels of the groups."""
-    for group in found:
-        yield from group.layers
