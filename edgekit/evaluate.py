@@ -57,12 +57,15 @@ def outputs_job(artifact: str, backend: str, target: dict[str, Any] | None, data
     """
     spool = read_spool(data)
     names, run = _runner(Path(artifact), backend, target)
-    batches: list[list[Array]] = []
-    start = time.monotonic()
+    whole: list[Array] = []
+    done, start = 0, time.monotonic()
     for number, feeds in enumerate(track(spool.feeds(), "evaluate", spool.batches)):
-        batches.append(_checked(run(feeds), feeds, number))
+        outputs = _checked(run(feeds), feeds, number)
+        whole = whole or _room(outputs, spool.samples)
+        _keep(outputs, whole, done)
+        done += len(outputs[0])
     seconds = time.monotonic() - start
-    _write(Path(out), names, _joined(batches), spool.digest)
+    _write(Path(out), names, whole, spool.digest)
     return {"samples": spool.samples, "outputs": names, "seconds": round(seconds, 3)}
 
 
@@ -291,8 +294,26 @@ def _checked(outputs: Sequence[Array], feeds: Mapping[str, Array], number: int) 
     return list(outputs)
 
 
-def _joined(batches: list[list[Array]]) -> list[Array]:
-    return [_concatenated(list(parts), f"output {i}") for i, parts in enumerate(zip(*batches, strict=True))]
+def _room(outputs: list[Array], samples: int) -> list[Array]:
+    """Arrays for all samples, shaped as the first batch's outputs: memory for the outputs once, not twice."""
+    import numpy as np
+
+    return [np.empty((samples, *output.shape[1:]), output.dtype) for output in outputs]
+
+
+def _keep(outputs: list[Array], whole: list[Array], done: int) -> None:
+    """Put a batch's outputs behind the ``done`` samples before it."""
+    for index, (output, array) in enumerate(zip(outputs, whole, strict=True)):
+        if output.shape[1:] != array.shape[1:]:
+            raise _ragged(f"output {index}", {output.shape[1:], array.shape[1:]})
+        array[done : done + len(output)] = output
+
+
+def _ragged(what: str, shapes: set[tuple[int, ...]]) -> InputError:
+    return InputError(
+        f"{what} has other sizes from batch to batch: {sorted(shapes)[:4]}",
+        remedy="pad the samples of the split to one size",
+    )
 
 
 def _concatenated(parts: list[Array], what: str) -> Array:
@@ -300,10 +321,7 @@ def _concatenated(parts: list[Array], what: str) -> Array:
 
     shapes = {part.shape[1:] for part in parts}
     if len(shapes) > 1:
-        raise InputError(
-            f"{what} has other sizes from batch to batch: {sorted(shapes)[:4]}",
-            remedy="pad the samples of the split to one size",
-        )
+        raise _ragged(what, shapes)
     return np.concatenate(parts)
 
 

@@ -273,7 +273,7 @@ def test_outputs_that_do_not_grow_with_the_batch() -> None:
     with pytest.raises(StageError, match=r"output 1 has the shape \(1, 4\) for a batch of 3"):
         evaluate._checked([np.zeros((3, 4)), np.zeros((1, 4))], {"x": np.zeros((3, 1))}, 0)
     with pytest.raises(InputError, match="pad the samples"):
-        evaluate._joined([[np.zeros((3, 4))], [np.zeros((3, 5))]])
+        evaluate._keep([np.zeros((3, 5))], evaluate._room([np.zeros((3, 4))], 6), 3)
 
 
 def test_the_shared_resnet20_scores_as_published(shared_data: Path, tmp_path: Path) -> None:
