@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit import child
 from edgekit.agree import FLOOR, as_array, gap_of
+from edgekit.errors import EdgekitError, StageError
 from edgekit.onnxcheck import reads
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
     from edgekit.agree import Feeds
 
+COMPILED_FLOAT = 0.05  # share of an output's scale: kernels in float sum in another order, at lower precision
+COMPILED_QUANTIZED = 0.5  # a step of an integer more or less in each layer adds up; what is wrong is off by all of it
 Origins = Mapping[str, tuple[str, str]]  # value → the user's module and file:line
 
 
@@ -45,12 +50,49 @@ class Disagreement:
         return f"node {self.node!r} ({self.operator}){module}{source}"
 
 
+def check_compiled(
+    difference: Mapping[str, float], model: Path, artifact: Path, data: Path, *, quantized: bool
+) -> None:
+    """Refuse an artifact whose outputs are not those of the ONNX file it was compiled from.
+
+    Args:
+        difference: ``max_rel`` over real data (:func:`edgekit.evaluate.difference`).
+        model: The ONNX file.
+        artifact: What the runtime made of it; where that is an ONNX file too, the first wrong node is looked for.
+        data: The spool that both ran on.
+        quantized: Whether it computes in integers or half floats, where runtimes round differently from node to node.
+
+    Raises:
+        StageError: It computes something else.
+    """
+    limit = COMPILED_QUANTIZED if quantized else COMPILED_FLOAT
+    if difference["max_rel"] <= limit:
+        return
+    found: dict[str, Any] | None = None
+    if artifact.suffix == ".onnx":
+        with contextlib.suppress(EdgekitError):  # a runtime's own operators may run nowhere else
+            found = child.call(
+                "edgekit.bisection:bisect_job",
+                a=str(model),
+                b=str(artifact),
+                feeds=str(data / "000000.npz"),
+                tolerance=limit if quantized else FLOOR,
+            )
+    where = f"; the first node that is wrong is {found['text']}" if found else ""
+    raise StageError(
+        f"the compiled model computes something else than its ONNX file: an output is {difference['max_rel']:.2g} "
+        f"of its scale off ({limit:.2g} is tolerated){where}",
+        where=str(artifact),
+        remedy="try another version of the runtime, or fewer of its optimizations in the target's options",
+    )
+
+
 def bisect_job(a: str, b: str, feeds: str, tolerance: float = FLOOR) -> dict[str, Any] | None:
     """Where the ONNX file ``b`` (one that a runtime compiled, too) parts from ``a``, for a child process to tell.
 
     Args:
         a: The file before: ``.pt2`` or ``.onnx``. b: The ``.onnx`` file after it.
-        feeds: An ``.npz`` by input name.
+        feeds: An ``.npz`` by input name, or a batch of a spool.
         tolerance: As in :class:`~edgekit.agree.Verdict`.
 
     Returns:
@@ -61,7 +103,7 @@ def bisect_job(a: str, b: str, feeds: str, tolerance: float = FLOOR) -> dict[str
     from edgekit.sniffing import sniff
 
     with np.load(feeds, allow_pickle=False) as file:
-        values = {name: file[name] for name in file.files}
+        values = {name.removeprefix("in:"): file[name] for name in file.files if name != "label"}
     bisect = bisect_onnx if sniff(a) == "onnx" else bisect_torch_onnx
     found = bisect(a, b, values, tolerance)
     return {**asdict(found), "text": str(found)} if found else None

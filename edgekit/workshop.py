@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgekit
-from edgekit import child, evaluate, machine, workload
+from edgekit import bisection, child, evaluate, machine, workload
 from edgekit.console import warn
 from edgekit.errors import EdgekitError, InputError
 from edgekit.recipe import Recipe
@@ -194,6 +194,8 @@ class Workshop:
             parity = {"agreement": judged.get("agreement"), "metric_delta": judged.get("delta")}
         elif stage == "compile" and before and before.outputs:
             parity = evaluate.difference(made.path, before.outputs)
+            quantized = route.quantize is not None
+            bisection.check_compiled(parity, before.path, artifact.path, test.folder, quantized=quantized)
         return replace(artifact, metric=judged, outputs=made.path, parity=parity, before=before)
 
 

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgekit import agree, bisection, exported, exporting, onnxfile
+from edgekit import agree, bisection, exported, exporting, onnxfile, spool
 from edgekit.errors import InputError, StageError
 
 
@@ -243,6 +243,22 @@ def test_a_compiled_graph_is_bisected_too(net: dict[str, Path], tmp_path: Path) 
         assert found["operator"] == "FusedConv"
         assert found["module"].startswith("second")
         assert found["text"].startswith("node ")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_wrong_compilation_is_refused_with_its_node(net: dict[str, Path], tmp_path: Path) -> None:
+    model = onnx.load(net["onnx"])
+    dropped_node(model)
+    artifact = tmp_path / "model.onnx"
+    onnx.save(model, artifact)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    data = spool.write([({"image": x}, np.zeros(2))], tmp_path / "data")
+    with pytest.raises(StageError, match=r"computes something else .* node .* from the module 'second'"):
+        bisection.check_compiled({"max_rel": 0.4}, net["onnx"], artifact, data.folder, quantized=False)
+    bisection.check_compiled({"max_rel": 0.4}, net["onnx"], artifact, data.folder, quantized=True)
+    blob = tmp_path / "model.xml"
+    with pytest.raises(StageError, match="computes something else"):
+        bisection.check_compiled({"max_rel": agree.WORST}, net["onnx"], blob, data.folder, quantized=True)
 
 
 def test_graphs_that_agree_have_no_wrong_node(net: dict[str, Path]) -> None:
