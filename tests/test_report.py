@@ -22,7 +22,7 @@ from edgekit.errors import StageError
 from edgekit.report import charts, findings, words
 from edgekit.report.page import page
 from edgekit.report.rows import rows_of
-from edgekit.report.scatter import LATENCY, SIZE, spots
+from edgekit.report.scatter import CROWD, LATENCY, SIZE, scatter, spots
 from edgekit.report.table import cell, csv_text
 
 needs_charts = pytest.mark.skipif(not charts.available(), reason="vl-convert is not installed")
@@ -259,6 +259,52 @@ def test_a_loss_is_said_once_for_all_targets_and_placed_at_its_stage() -> None:
 
 def test_pruning_that_costs_speed_is_said_so() -> None:
     assert any("pruned-int8 on x86-cpu is slower than int8, which is not pruned" in s for s in sentences(sample()))
+
+
+def test_many_losses_become_one_sentence_that_counts_them() -> None:
+    said = [s for s in sentences(many(100)) if "worse than the original" in s]
+    assert said == [
+        "20 variants are worse than the original by more than chance: pruned, pruned-int8, pruned-1 and 17 more."
+    ]
+
+
+def test_every_limit_that_did_not_hold_stands_under_the_verdict_the_broken_first() -> None:
+    record = sample()
+    checks = record["gate"]["checks"]
+    checks[0].update(passed=None, sentence="can't tell one")
+    for number in range(1, 8):
+        checks[number].update(passed=False, sentence=f"broken {number}")
+    record["gate"]["passed"] = False
+    text = html_of(record)
+    verdict = text[text.index('class="verdict fail"') : text.index("</header>")]
+    told = re.findall(r"<li>(.*?)</li>", verdict)
+    assert told == [*(f"broken {n}" for n in range(1, 6)), "and 3 more: see the gate's checks below"]
+
+
+def test_how_much_of_a_limit_is_used_is_shown() -> None:
+    record = sample()
+    record["gate"]["checks"] = [
+        {"name": "max_size_ratio", "limit": 0.4, "value": 0.1, "passed": True, "variant": "a"},
+        {"name": "min_speedup", "limit": 2.0, "value": 1.0, "passed": False, "variant": "b"},
+        {"name": "max_metric_drop", "limit": 0.01, "value": -0.02, "passed": True, "variant": "c"},
+    ]
+    lines = re.findall(r'<tr><th scope="row">([abc])</th>(.*?)</tr>', html_of(record))
+    assert [(name, re.findall(r"\d+ %", cells)) for name, cells in lines] == [
+        ("b", ["200 %"]),
+        ("a", ["25 %"]),
+        ("c", ["0 %"]),
+    ]
+
+
+@needs_charts
+def test_a_crowd_of_points_names_only_the_front() -> None:
+    rows = [r for r in rows_of(many(100)) if r.target == "x86-cpu"]
+    drawn = scatter(rows, LATENCY, "accuracy", "crowd")
+    assert len(re.findall('aria-roledescription="point"', drawn)) == len(rows) > CROWD
+    assert {t for t in re.findall(r">([a-z][^<>]*)</text>", drawn) if t.startswith(("fp32", "int8", "pruned"))} == {
+        "fp32",
+        "int8",
+    }
 
 
 def test_failed_and_missing_rows_keep_their_reason() -> None:

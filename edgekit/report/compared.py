@@ -45,7 +45,7 @@ def line(change: Change, metric: str) -> list[str]:
 
 def _pair(before: str, after: str, change: str) -> str:
     if before == after:
-        return before if before == words.MISSING else f"{after} (same)"
+        return after
     return f"{before} → {after}" + ("" if change == words.MISSING else f" ({change})")
 
 
@@ -105,7 +105,7 @@ def markdown(comparison: Comparison) -> str:
         if inputs:
             body = [[n, words.short(b, 60), words.short(a, 60)] for n, b, a in inputs[:MOST_DIFFERENCES]]
             found = md.table(["Input", "Before", "After"], body, numbers_from=9)
-            parts.append(f"<details><summary>{len(inputs)} inputs differ</summary>\n\n{found}\n\n</details>")
+            parts.append(f"<details><summary>{_differ(inputs)}</summary>\n\n{found}\n\n</details>")
         else:
             parts.append(f"Inputs: {_NOTHING}.")
     return "\n\n".join(parts) + "\n"
@@ -115,11 +115,8 @@ def html(comparison: Comparison) -> str:
     """A page of its own, by the report's style and policy."""
     from edgekit.report.page import document
 
-    title = (
-        f"{' against '.join([comparison.names[-1], comparison.names[0]])}"
-        if len(comparison.names) == 2
-        else "Runs compared"
-    )
+    names = comparison.names
+    title = f"{names[1]} against {names[0]}" if len(names) == 2 else f"{len(names) - 1} runs against {names[0]}"
     body = group(
         el("header", el("p", "edgekit comparison", class_="over"), el("h1", title)),
         el(
@@ -135,18 +132,25 @@ def html(comparison: Comparison) -> str:
 def _section(
     comparison: Comparison, name: str, changes: tuple[Change, ...], inputs: tuple[tuple[str, str, str], ...]
 ) -> Html:
-    caption = f"{name} against {comparison.names[0]}"
-    lines: list[list[Child]] = [list(line(change, comparison.metric)) for change in changes]
+    caption = f"Every row of {name} against the same variant and target of {comparison.names[0]}"
+    lines: list[list[Child]] = []
+    for change in changes:
+        *cells, remark = line(change, comparison.metric)
+        kind = "loss" if "lost speed" in remark or "worse" in remark else "gain" if "gained" in remark else None
+        lines.append([*cells, el("b", remark, class_=kind) if kind else remark])
     differing: list[list[Child]] = [list(entry) for entry in inputs[:MOST_DIFFERENCES]]
     what = table("Inputs that differ", ["Input", "Before", "After"], differing, numbers_from=9)
+    differ = el("summary", _differ(inputs))
     return el(
         "section",
-        el("h2", caption),
+        el("h2", name),
         table(caption, headings(comparison), lines, numbers_from=9),
-        el("details", el("summary", f"{len(inputs)} inputs differ"), what)
-        if inputs
-        else el("p", f"Inputs: {_NOTHING}."),
+        el("details", differ, what, open=len(inputs) <= 12) if inputs else el("p", f"Inputs: {_NOTHING}."),
     )
+
+
+def _differ(inputs: tuple[tuple[str, str, str], ...]) -> str:
+    return f"{words.counted(len(inputs), 'input')} {'differs' if len(inputs) == 1 else 'differ'}"
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:

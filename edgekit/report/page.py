@@ -9,13 +9,14 @@ from typing import Any
 
 from edgekit.report import charts, words
 from edgekit.report.details import details, environment, repeat
-from edgekit.report.findings import Finding, Verdict, findings, headline, verdict
+from edgekit.report.findings import Finding, Verdict, broken, findings, headline, verdict
 from edgekit.report.html import Child, Html, el, group, table
 from edgekit.report.operators import objects
 from edgekit.report.pictures import pareto, stages, times
 from edgekit.report.rows import Column, Row, columns, metric_of, number_in, part, rows_of, targets_of, text
 
 MOST_FINDINGS = 8
+MOST_BROKEN = 5
 _SIGNS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "none": "•"}
 _KINDS = {"good": ("▲", "Good"), "note": ("●", "Note"), "bad": ("▼", "Mind")}
 _STATUS = {"ok": "✓ measured", "built": "◐ built only", "unavailable": "○ unavailable", "failed": "✕ failed"}
@@ -97,11 +98,19 @@ def _header(results: dict[str, Any], rows: list[Row], found: Verdict) -> Html:
         el(
             "div",
             el("span", _SIGNS[found.kind], class_="sign", aria_hidden="true"),
-            el("div", el("h1", found.title), el("p", found.sentence, class_="lead")),
+            el("div", el("h1", found.title), _broken(broken(results)), el("p", found.sentence, class_="lead")),
             class_=f"verdict {found.kind}",
         ),
         _numbers(shown) if shown else None,
     )
+
+
+def _broken(lines: list[str]) -> Html | None:
+    """The limits that did not hold, under the verdict."""
+    if not lines:
+        return None
+    more = [f"and {len(lines) - MOST_BROKEN} more: see the gate's checks below"] if len(lines) > MOST_BROKEN else []
+    return el("ul", [el("li", line) for line in [*lines[:MOST_BROKEN], *more]])
 
 
 def _numbers(row: Row) -> Html:
@@ -304,10 +313,10 @@ def _gate(results: dict[str, Any]) -> Html | None:
         for c in sorted(checks, key=lambda c: order.get(c.get("passed"), 1))
     ]
     head = ["Variant", "Limit on", "Verdict", "Value", "Limit", "Of it used", "In words"]
-    broken = sum(c.get("passed") is not True for c in checks)
-    summary = f"{len(checks)} checks, {broken} not passed"
+    open_ = sum(c.get("passed") is not True for c in checks)
+    summary = f"{words.counted(len(checks), 'check')}, {open_} not passed"
     shown = el(
-        "details", el("summary", summary), table("The gate's checks", head, lines, numbers_from=9), open=broken > 0
+        "details", el("summary", summary), table("The gate's checks", head, lines, numbers_from=9), open=open_ > 0
     )
     notes = part(results, "gate").get("notes")
     told = [el("li", str(note)) for note in notes] if isinstance(notes, list) else []

@@ -12,6 +12,7 @@ from edgekit.report.charts import BLUE, INK, PAPER, SOFT, VERMILLION
 from edgekit.report.rows import Row
 
 WIDTH, HEIGHT = 390, 250  # pixels between the axes, about; the picture is a little wider
+CROWD = 24  # points above which only those on the front have names and intervals; the others tell theirs when touched
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
     factor, unit = axis.unit(max(spot.x for spot in found))
     percent = 100.0 if words.is_fraction(metric) else 1.0
     data = [_data(spot, axis, factor, percent) for spot in found]
+    told = data if len(data) <= CROWD else [d for d in data if d["kind"] != "other"]
     x_frame = Frame.around([v for d in data for v in (d["x"], d["x_low"], d["x_high"])], WIDTH)
     y_frame = Frame.around([v for d in data for v in (d["y"], d["y_low"], d["y_high"])], HEIGHT)
     if percent > 1:
@@ -72,8 +74,8 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
     bar = charts.mark("rule", color=SOFT, opacity=0.5)
     layers = [
         charts.layer(line, front, x=x, y=y),
-        charts.layer(bar, x=x_low, x2={"field": "x_high"}, y=y),
-        charts.layer(bar, x=x, y=y_low, y2={"field": "y_high"}),
+        charts.layer(bar, charts.values(told), x=x_low, x2={"field": "x_high"}, y=y),
+        charts.layer(bar, charts.values(told), x=x, y=y_low, y2={"field": "y_high"}),
         # A halo under the names: lines pass behind them.
         charts.layer(
             charts.mark("text", color=PAPER, stroke=PAPER, strokeWidth=4, **text),
@@ -195,7 +197,8 @@ def _names(found: list[Spot], data: list[dict[str, Any]], x: Frame, y: Frame) ->
     points = [(x.place(d["x"]), y.place(d["y"])) for d in data]
     taken = [(px - 7, py - 7, px + 7, py + 7) for px, py in points]
     placed = []
-    for index in sorted(range(len(found)), key=lambda i: (not found[i].row.reference, not found[i].front)):
+    named = [i for i, d in enumerate(data) if len(data) <= CROWD or d["kind"] != "other"]
+    for index in sorted(named, key=lambda i: (not found[i].row.reference, not found[i].front)):
         text = words.short(found[index].row.variant, 30)
         long = charts.LETTER * len(text)
         px, py = points[index]

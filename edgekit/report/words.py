@@ -226,6 +226,11 @@ def sentence(text: str) -> str:
     return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?")) else ".")
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 limit``, ``15 limits``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def listing(words: list[str], most: int = 4) -> str:
     """``a, b and c``; what is over ``most`` is counted."""
     if len(words) > most:
