@@ -32,7 +32,7 @@ def with_preprocessing(module: nn.Module, example: Any, settings: Preprocess) ->
     from torch.utils import _pytree as pytree
 
     from edgekit import exported
-    from edgekit._capture import arguments
+    from edgekit.exported._capture import arguments
 
     twin = copy.deepcopy(module)
     if exported.is_exported(module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgekit._graphmodule import Exported
+from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import Pruned
 from edgekit.pruners._coupling import analyse, attribute, shapes_of
 from edgekit.pruners._macs import costly, parameters, total

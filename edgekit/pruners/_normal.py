@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgekit._graphmodule import Exported
 from edgekit.console import warn
+from edgekit.exported._graphmodule import Exported
 from edgekit.pruners._coupling import attribute, module_of
 
 VIEWS = ("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.unflatten.int")

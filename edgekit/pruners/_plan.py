@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgekit._graphmodule import Exported
 from edgekit.errors import InputError
+from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import _macs
 from edgekit.pruners._check import prove
 from edgekit.pruners._coupling import Analysis, Value, analyse, module_of, shapes_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from edgekit._graphmodule import Exported
+from edgekit.exported._graphmodule import Exported
 from edgekit.pruners._coupling import Analysis, Value, attribute
 from edgekit.pruners._ids import Components
 

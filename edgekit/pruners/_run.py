@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekit._graphmodule import Exported
 from edgekit.errors import InputError
+from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import Pruned, _macs, _mask
 from edgekit.pruners._coupling import Value, attribute
 from edgekit.pruners._plan import Outcome, Wish, layer_name, prune_once

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgekit import child
-from edgekit._graphmodule import Exported
 from edgekit.console import note, progress
 from edgekit.errors import InputError
+from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import _cost
 from edgekit.pruners._macs import macs_of
 from edgekit.pruners._plan import Plan, feeds_for

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from edgekit._graphmodule import Exported, wrap
 from edgekit.console import warn
 from edgekit.errors import InputError
+from edgekit.exported._graphmodule import Exported, wrap
 
 BATCH = "batch"
 Axes = list[dict[int, str]]  # for each leaf of the inputs: axis → the name of its free size

@@ -68,7 +68,7 @@ def capture(
     Raises:
         InputError: The model can't be exported; names the module and the line of the user's code.
     """
-    from edgekit._capture import captured
+    from edgekit.exported._capture import captured
 
     return captured(module, example_inputs, dynamic_batch, dynamic_axes or {})
 
@@ -151,7 +151,7 @@ def _flat(model: nn.Module, inputs: Any) -> list[Any]:
     """The leaves of the user's inputs that are tensors in the example, in order."""
     from torch.utils import _pytree as pytree
 
-    from edgekit._capture import arguments
+    from edgekit.exported._capture import arguments
 
     meta = _meta(model)
     in_spec = model.graph._codegen.pytree_info.in_spec
@@ -192,7 +192,7 @@ def program(model: nn.Module) -> ExportedProgram:
     """The ``torch.export`` program of an exported module in evaluation mode, with its free sizes."""
     from torch.utils import _pytree as pytree
 
-    from edgekit._capture import traced
+    from edgekit.exported._capture import traced
 
     meta = _meta(model)
     twin = copy.deepcopy(model).eval()
@@ -234,8 +234,8 @@ def load(path: str | Path) -> nn.Module:
     """
     import torch
 
-    from edgekit import _archive
-    from edgekit._capture import from_program
+    from edgekit.exported import _archive
+    from edgekit.exported._capture import from_program
 
     file = Path(path)
     archive, notes = _archive.read(file)
