@@ -10,10 +10,12 @@ import numpy as np
 import onnx_models
 import pytest
 
-from edgekit import inspection, machine
+from edgekit import backends, inspection, machine
 from edgekit.backends import LayerPrecision, LayerTime
 from edgekit.errors import InputError
 from edgekit.explain import by_operator, explain
+from edgekit.inspection import lighten
+from edgekit.measure import Measured
 from edgekit.target import Target, lacks, load_target
 
 
@@ -171,3 +173,88 @@ def test_time_by_operator_is_summed_and_sorted() -> None:
     layers = [layer("a", "Conv"), layer("b", "Add"), layer("c", "Conv")]
     rows: list[Any] = by_operator(spent(layers, 1.0, 5.0, 2.0))
     assert rows == [("Add", 1, 5.0), ("Conv", 2, 3.0)]
+
+
+@pytest.fixture(scope="module")
+def softmax_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two convolutions with a Softmax and a Sigmoid between them, Q/DQ after each."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    folder = tmp_path_factory.mktemp("softmax")
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("w0", (16, 3, 3, 3)), ("w1", (4, 16, 1, 1)))
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "first", pads=[1] * 4),
+        helper.make_node("Sigmoid", ["a"], ["b"], "sigmoid"),
+        helper.make_node("Softmax", ["b"], ["c"], "softmax", axis=3),
+        helper.make_node("Conv", ["c", "w1"], ["y"], "second"),
+    ]
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 16, 16]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 16, 16]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    save(model, folder / "float.onnx")
+    return onnx_models.quantized(folder / "float.onnx", folder / "qdq.onnx")
+
+
+def test_pairs_are_counted_and_taken_out_by_kind(softmax_model: Path, tmp_path: Path) -> None:
+    import onnx
+
+    assert lighten.count_job(str(softmax_model)) == {"Sigmoid": 1, "Softmax": 1}
+    lighten.write_job(str(softmax_model), ["Softmax"], str(tmp_path / "light.onnx"))
+    light = onnx.load(tmp_path / "light.onnx")
+    onnx.checker.check_model(light, full_check=True)
+    before = [node.op_type for node in onnx.load(softmax_model).graph.node]
+    after = [node.op_type for node in light.graph.node]
+    assert before.count("QuantizeLinear") - after.count("QuantizeLinear") == 1
+    (softmax,) = [node for node in light.graph.node if node.op_type == "Softmax"]
+    (second,) = [node for node in light.graph.node if node.name == "second"]
+    assert second.input[0] == softmax.output[0], "it is read in float now"
+    aim = inspection.this_machine("onnxruntime")
+    x = {"x": onnx_models.samples(2)}
+    y, z = (
+        backends.load("onnxruntime").open_model(path, aim).run(x)[0]
+        for path in (softmax_model, tmp_path / "light.onnx")
+    )
+    np.testing.assert_allclose(y, z, atol=0.05 * np.ptp(y))
+
+
+def measured(ratio: float, different: bool | None) -> Measured:
+    ends = (ratio - 0.01, ratio + 0.01)
+    return Measured(id="m", status="ok", ratio=ratio, ratio_ci95=ends, different=different)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "removed"),
+    [
+        ({"Sigmoid": (0.9, True), "Softmax": (0.8, True), "Sigmoid-Softmax": (0.7, True)}, ["Sigmoid", "Softmax"]),
+        ({"Sigmoid": (0.9, True), "Softmax": (0.8, True), "Sigmoid-Softmax": (0.85, True)}, ["Softmax"]),
+        ({"Sigmoid": (0.9, None), "Softmax": (1.2, True)}, []),
+        ({"Sigmoid": (0.9, False), "Softmax": (0.99, True)}, ["Softmax"]),
+    ],
+)
+def test_what_is_proved_faster_is_kept(
+    ratios: dict[str, tuple[float, bool | None]],
+    removed: list[str],
+    softmax_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def benchmark(paths: list[Path], **_: Any) -> list[Measured]:
+        return [measured(*ratios.get(path.stem, (1.0, None))) for path in paths]
+
+    monkeypatch.setattr(lighten, "benchmark", benchmark)
+    report = lighten.lighten(softmax_model, target(), tmp_path / "out.onnx")
+    assert report["removed"] == removed
+    assert bool(report["path"]) == bool(removed) == (tmp_path / "out.onnx").exists()
+    assert len(lighten.text(report)) == len(ratios) + bool(removed)
+
+
+def test_a_file_without_pairs_is_told(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to take out"):
+        inspection.fix(models["float"], tmp_path / "out.onnx")

@@ -46,12 +46,22 @@ def doctor(as_json: bool) -> int:
 @click.option(
     "--prune", "ratio", type=float, help="Of a 'model.py:entry': what would go at this ratio, and what stays."
 )
+@click.option(
+    "--fix",
+    type=click.Path(path_type=Path),
+    help="Write the Q/DQ file without the pairs that cost more than they bring, each kind measured.",
+)
 @JSON
-def inspect(model: str, target: str | None, profile: bool, ratio: float | None, as_json: bool) -> None:
+def inspect(
+    model: str, target: str | None, profile: bool, ratio: float | None, fix: Path | None, as_json: bool
+) -> None:
     """Describe a model file or artifact; or say what pruning 'model.py:entry' would do."""
     from edgekit import inspection
 
-    if ":" in model and not Path(model).exists():
+    if fix:
+        report = inspection.fix(Path(model), fix, target=target)
+        text = inspection.fix_text(report)
+    elif ":" in model and not Path(model).exists():
         report = inspection.inspect_entry(model, ratio)
         text = inspection.entry_text(report)
     else:

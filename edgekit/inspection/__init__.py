@@ -17,6 +17,7 @@ from edgekit.store import sha256_file
 from edgekit.target import Device, Run, Target, load_target
 
 BACKENDS = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".xml": "openvino", ".engine": "tensorrt"}
+THIS_MACHINE = "this machine"
 TIMED_S, WARM_UP = 0.5, 5  # of the stop-watch beside the profiler
 
 
@@ -34,7 +35,7 @@ def inspect(
     Returns:
         ``path``, ``kind``, ``size_bytes``, ``sha256``, ``inputs``, ``outputs``, and for what a runtime reads
         ``macs``, ``int8_macs_share``, ``conversions``, ``layers``; with ``profile`` also ``wall_ms``,
-        ``operators``, ``times`` and ``findings``.
+        ``operators``, ``times``, ``findings`` and, where edgekit can do something about them, ``offer``.
 
     Raises:
         InputError: Not a model. UnavailableError: Its runtime or device is not here.
@@ -64,7 +65,10 @@ def inspect(
         "conversions": backends.conversions(layers),
         "layers": rows,
     }
-    return {**report, **profiled(artifact, aim, layers, feeds)} if profile else report
+    if not profile:
+        return report
+    report |= profiled(artifact, aim, layers, feeds)
+    return {**report, "offer": _offer(artifact, aim)} if report["findings"] else report
 
 
 def profiled(artifact: Path, target: Target, layers: list[LayerPrecision], feeds: Path | None) -> dict[str, Any]:
@@ -92,11 +96,42 @@ def profiled(artifact: Path, target: Target, layers: list[LayerPrecision], feeds
     }
 
 
+def fix(model: Path, out: Path, *, target: str | None = None) -> dict[str, Any]:
+    """Write a Q/DQ file without the pairs that are measured to cost more than they bring.
+
+    See :func:`edgekit.inspection.lighten.lighten`; by default it is measured by one thread on this machine.
+    """
+    from edgekit.inspection import lighten
+
+    return lighten.lighten(model, load_target(target) if target else this_machine(_backend_of(model)), out)
+
+
+def fix_text(report: dict[str, Any]) -> str:
+    """The report of :func:`fix` for a person."""
+    from edgekit.inspection import lighten
+
+    return "\n".join(lighten.text(report))
+
+
+def _offer(artifact: Path, target: Target) -> str:
+    """What edgekit can do about it: take Q/DQ pairs out of a file that still has them; empty: nothing."""
+    counts = {}
+    if artifact.suffix == ".onnx":
+        counts = child.call("edgekit.inspection.lighten:count_job", model=str(artifact))
+    if not counts:
+        return ""
+    where = "" if target.name == THIS_MACHINE else f" --target {target.name}"
+    return (
+        f"edgekit inspect {artifact}{where} --fix OUT.onnx tries it without the {sum(counts.values())} Q/DQ pairs "
+        f"after {', '.join(sorted(counts))}, kind by kind, and writes what is measured to be faster"
+    )
+
+
 def this_machine(backend: str) -> Target:
     """One thread on this machine with that runtime, its options as they come."""
     return Target(
-        name="this machine",
-        title="this machine",
+        name=THIS_MACHINE,
+        title=THIS_MACHINE,
         source="measured",
         backend=backend,
         device=Device(arch=platform.machine()),
@@ -218,7 +253,7 @@ def _profile_lines(report: dict[str, Any], top: int) -> list[str]:
         f"    {row['milliseconds']:9.4f} ms  {row['precision']:6s} {row['operator']} {row['name']}" for row in slowest
     ]
     lines += [f"  why: {sentence}" for sentence in report["findings"]] or ["  nothing stands out"]
-    return lines
+    return [*lines, f"  offer: {report['offer']}"] if report.get("offer") else lines
 
 
 def inspect_entry(entry: str, ratio: float | None, base: Path | None = None) -> dict[str, Any]:
