@@ -9,7 +9,7 @@ first node that is wrong and the user's module behind it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]
     module = exported.load(model)
     signature = exported.signature(module)
     graph = translate(exported.program(module), section.opset)
-    example = {name: value.numpy() for name, value in signature.example.items()}
+    example = {name: _plain(name, value) for name, value in signature.example.items()}
     finish(graph, signature.inputs, signature.outputs, signature.dynamic, {n: v.shape for n, v in example.items()})
     dynamic = dict(signature.dynamic)
     if section.shapes:
@@ -62,7 +62,7 @@ def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]
     trials = agree.trial_feeds(example, dynamic)
     verdict = agree.check(agree.torch_runner(module), _runtime(out), trials)
     if not verdict.agrees:
-        found = bisection.bisect_torch_onnx(model, out, trials[verdict.trial])
+        found = _found(bisection.bisect_torch_onnx, model, out, trials[verdict.trial])
         raise _disagreement("export", "torch module", verdict, found)
     return {**_described(graph, Path(out)), "parity": verdict.parity()}
 
@@ -89,7 +89,7 @@ def simplify_job(model: str, out: str) -> dict[str, Any]:
         trials = agree.trial_feeds(*agree.example_for(before))
         verdict = agree.check(_runtime(source), _runtime(target), trials)
         if not verdict.agrees:
-            found = bisection.bisect_onnx(model, out, trials[verdict.trial])
+            found = _found(bisection.bisect_onnx, model, out, trials[verdict.trial])
             raise _disagreement("simplify", "export", verdict, found)
     else:
         onnxfile.write_model(before, target)
@@ -166,6 +166,27 @@ def decomposed(program: torch.export.ExportedProgram, opset: int) -> torch.expor
     return made.exported_program
 
 
+def _plain(name: str, value: torch.Tensor) -> Array:
+    """An example input as an array; of the types that runtimes take as inputs."""
+    import torch
+
+    if value.dtype in (torch.bfloat16, torch.complex64, torch.complex128) or value.element_size() > 8:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise InputError(
+            f"the input '{name}' is {kind}, which runtimes on edge devices do not take",
+            remedy="take float32 and convert it inside the model",
+        )
+    return value.numpy()
+
+
+def _found(bisect: Callable[..., bisection.Disagreement | None], *arguments: Any) -> bisection.Disagreement | None:
+    """Where two graphs part, or None where that can't be told: the disagreement itself is what must be said."""
+    try:
+        return bisect(*arguments)
+    except Exception:
+        return None
+
+
 def _reshaped(example: Mapping[str, Array], shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
     """The example in its fixed shape, its values repeated or cut."""
     import numpy as np
@@ -198,7 +219,7 @@ def _described(graph: ir.Model, path: Path) -> dict[str, Any]:
         "opset": graph.opset_imports.get("", 0),
         "inputs": [value.name for value in graph.graph.inputs],
         "outputs": [value.name for value in graph.graph.outputs],
-        "files": sorted(file.name for file in path.parent.glob(f"{path.name}*")),
+        "files": [file.name for file in (path, path.with_name(f"{path.name}.data")) if file.is_file()],
     }
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_ELEMENTS = 2**31  # of one tensor: 8 GiB in fp32, beyond any edge device
+_TYPED_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 AGAIN = "export the model again; if it was downloaded, compare its checksum with the publisher's"
 
 
@@ -146,9 +147,12 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
     where = f"{path}, tensor {shown(tensor.name)}"
     if tensor.data_type not in onnx.TensorProto.DataType.values() or tensor.data_type == onnx.TensorProto.UNDEFINED:
         raise _wrong(where, f"data type {tensor.data_type} does not exist")
-    if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
+    if any(not 0 <= size <= MAX_ELEMENTS for size in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
         raise _wrong(where, f"its shape {list(tensor.dims)} is impossible")
     expected = _bytes(tensor)
+    inside = tensor.data_location != tensor.EXTERNAL and not tensor.HasField("raw_data")
+    if inside and math.prod(tensor.dims) and not any(getattr(tensor, field) for field in _TYPED_FIELDS):
+        raise _wrong(where, "it holds no values")
     if tensor.HasField("raw_data") and tensor.data_location != tensor.EXTERNAL and len(tensor.raw_data) != expected:
         raise _wrong(where, f"it holds {len(tensor.raw_data)} bytes, but its shape needs {expected}")
 

@@ -147,7 +147,7 @@ def external_files(path: Path | str) -> list[Path]:
     require(path, "onnx")
     proto = onnxcheck.parse(path)
     onnxcheck.check(proto, path)
-    return sorted({path.parent / place.location for place in onnxcheck.externals(proto)})
+    return sorted({path.resolve().parent / place.location for place in onnxcheck.externals(proto)})
 
 
 def parameters(path: Path | str) -> int:

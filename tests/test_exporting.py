@@ -308,6 +308,26 @@ class Branching(nn.Module):
 
 
 @pytest.mark.usefixtures("at_once")
+def test_an_input_that_no_runtime_takes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'input' is bfloat16"):
+        edgekit.export(nn.ReLU(), torch.rand(2, 4, dtype=torch.bfloat16), tmp_path / "m.onnx")
+
+
+def test_where_bisection_fails_the_disagreement_is_still_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise ValueError("too large")
+
+    real = exporting.translate
+    monkeypatch.setattr(exporting.bisection, "bisect_torch_onnx", fails)
+    source, other = captured("two", tmp_path), exported.load(captured("two", tmp_path))
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    monkeypatch.setattr(exporting, "translate", lambda program, opset: real(exported.program(other), opset))
+    with pytest.raises(StageError, match=r"export changed what the model computes: .* tolerated\)\n"):
+        exporting.export_job(str(source), {}, str(tmp_path / "m.onnx"))
+
+
+@pytest.mark.usefixtures("at_once")
 def test_a_branch_on_the_data_names_the_line(tmp_path: Path) -> None:
     line = inspect.getsourcelines(Branching.forward)[1] + 1
     with pytest.raises(InputError) as error:

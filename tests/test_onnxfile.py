@@ -245,6 +245,10 @@ def short_tensor(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].raw_data = b"123"
 
 
+def no_values(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].ClearField("raw_data")
+
+
 def unknown_type(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].data_type = 4000
 
@@ -275,6 +279,7 @@ BROKEN: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (huge_tensor, "impossible"),
     (negative_tensor, "impossible"),
     (short_tensor, "3 bytes"),
+    (no_values, "no values"),
     (unknown_type, "data type"),
     (undefined, "made by no node"),
     (twice, "made twice"),
