@@ -166,6 +166,16 @@ def case_onnx_is_built_once(world: tensorrt_spy.World, fake: Any, folder: Path, 
     return {"builds": before, "other_gpu": len(world.named("Builder.build_serialized_network"))}
 
 
+def case_second_gpu(world: tensorrt_spy.World, fake: Any, folder: Path, model: Path) -> Any:
+    _backend().compile_model(model, target(device=1), folder)
+    used = fake.used
+    try:
+        _backend().compile_model(model, target(device=2), folder)
+    except EdgekitError as error:
+        return {"used": used, "refused": str(error)}
+    return None
+
+
 def case_free_sizes(world: tensorrt_spy.World, fake: Any, folder: Path, model: Path) -> Any:
     world.answers["INetworkDefinition.get_input"] = lambda _: tensorrt_spy.Spy(
         "ITensor", world, name="x", shape=(-1, 3, -1, -1)

@@ -240,12 +240,12 @@ class FakeCuda:
     """``cuda.bindings.runtime`` over host memory; every function used must exist in the real one, if that is here."""
 
     NAMES = ("cudaGetDeviceCount", "cudaGetDeviceProperties", "cudaDriverGetVersion", "cudaStreamCreate", "cudaMalloc")
-    NAMES += ("cudaMemcpyAsync", "cudaStreamSynchronize", "cudaFree", "cudaStreamDestroy")
+    NAMES += ("cudaMemcpyAsync", "cudaStreamSynchronize", "cudaSetDevice", "cudaFree", "cudaStreamDestroy")
 
     def __init__(self) -> None:
         self.held: list[Any] = []
         self.copied: list[int] = []
-        self.capability, self.count = (8, 7), 1
+        self.capability, self.count, self.used = (8, 7), 2, -1
         self.cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
@@ -257,6 +257,10 @@ class FakeCuda:
 
     def cudaDriverGetVersion(self) -> tuple[int, int]:
         return 0, 12060
+
+    def cudaSetDevice(self, index: int) -> tuple[int]:
+        self.used = index
+        return (0,)
 
     def cudaStreamCreate(self) -> tuple[int, int]:
         return 0, 1234

@@ -129,6 +129,12 @@ def test_old_gpu_and_no_gpu_are_told_apart(run: Any) -> None:
     assert "no NVIDIA GPU" in none["text"]
 
 
+def test_the_gpu_asked_for_is_used(run: Any) -> None:
+    made = run("second_gpu")
+    assert made["used"] == 1
+    assert "no GPU number 2 (2 found)" in made["refused"]
+
+
 def test_engine_of_an_onnx_file_is_kept_under_gpu_and_version(run: Any) -> None:
     assert run("onnx_is_built_once") == {"builds": 1, "other_gpu": 2}
 

@@ -37,8 +37,8 @@ def runtime() -> Any:
     return cudart
 
 
-def gpu(index: int = 0) -> Gpu:
-    """The GPU of that number.
+def use(index: int) -> Gpu:
+    """Make the GPU of that number this thread's, and say what it is.
 
     Raises:
         UnavailableError: No driver, a driver that is too old, or no such GPU.
@@ -54,6 +54,7 @@ def gpu(index: int = 0) -> Gpu:
         raise UnavailableError(
             f"not available here, because there is no GPU number {index} ({count} found)", remedy="choose a lower one"
         )
+    check(cudart.cudaSetDevice(index))
     facts = check(cudart.cudaGetDeviceProperties(index))
     name = facts.name.decode() if isinstance(facts.name, bytes) else str(facts.name)
     return Gpu(name, (facts.major, facts.minor), driver_version(cudart), int(facts.totalGlobalMem))

@@ -68,14 +68,14 @@ def version() -> str:
     return str(_trt.runtime().__version__)
 
 
-def probe() -> dict[str, str]:
-    """Version, GPU, compute capability and driver.
+def probe(device: int = 0) -> dict[str, str]:
+    """Version, GPU, compute capability and driver; that GPU is the one that is used from now on.
 
     Raises:
         UnavailableError: Not installed, libnvinfer does not load, no GPU, or a GPU too old.
     """
     trt = _trt.runtime()
-    gpu = _cuda.gpu()
+    gpu = _cuda.use(device)
     major = int(trt.__version__.split(".")[0])
     oldest = OLDEST_GPU.get(major, OLDEST_GPU[11])
     if gpu.capability < oldest:
@@ -101,7 +101,7 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
     """
     options = options_of(Options, target)
     check_file(model, (".onnx",))
-    facts = probe()
+    facts = probe(options.device)
     trt, logger = _trt.runtime(), _trt.logger()
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -139,7 +139,7 @@ def open_model(artifact: Path, target: Target) -> Session:
     """
     options = options_of(Options, target)
     check_file(artifact, KINDS)
-    facts = probe()
+    facts = probe(options.device)
     engine_file = _built(artifact, target, facts) if artifact.suffix == ".onnx" else artifact
     _check_fingerprint(engine_file, facts, options)
     return Session(_deserialized(engine_file, options))
