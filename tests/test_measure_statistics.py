@@ -182,3 +182,13 @@ def test_is_stable() -> None:
     assert not s.is_stable([1.0] * 7)
     assert s.is_stable([1.0] * 8)
     assert not s.is_stable([8, 7, 6, 5, 4, 3, 2, 1.0])
+
+
+def test_the_benchmark_of_that_name_hides_no_standard_library(tmp_path: Path) -> None:
+    """``benchmarks/statistics.py`` lies beside other scripts, which import the standard library's module."""
+    benchmarks = Path(__file__).parent.parent / "benchmarks"
+    code = (
+        f"import sys; sys.path.insert(0, {str(benchmarks)!r}); import statistics; print(statistics.median([1, 2, 9]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "2"
