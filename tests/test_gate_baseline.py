@@ -261,8 +261,9 @@ def test_a_bad_baseline_is_named(tmp_path: Path, text: str) -> None:
     bad.write_text(text)
     with pytest.raises(InputError, match=r"bad\.json"):
         gate.run_gate(folder, bad)
-    with pytest.raises(InputError, match=r"gone\.json"):
+    with pytest.raises(InputError, match=r"gone\.json") as caught:
         gate.run_gate(folder, tmp_path / "gone.json")
+    assert "--update-baseline" in caught.value.remedy
 
 
 # ── measured again ───────────────────────────────────────────────────────────────────────────────

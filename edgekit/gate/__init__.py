@@ -143,7 +143,7 @@ def run_gate(
         assert baseline is not None
         verdict = _updated(now, limits, Path(results), Path(baseline))
     else:
-        then = _record(baseline) if baseline is not None else None
+        then = _baseline(baseline) if baseline is not None else None
         slowdowns = None
         if remeasure and then is not None and baseline is not None:
             from edgekit.gate.remeasure import measured_again
@@ -226,6 +226,14 @@ def _record(source: dict[str, Any] | str | Path) -> dict[str, Any]:
         result.validate(source, "results")
         return source
     return result.load_results(source)
+
+
+def _baseline(source: str | Path) -> dict[str, Any]:
+    if not Path(source).exists():
+        raise InputError(
+            "there is no baseline", where=str(source), remedy="check the path, or make one with --update-baseline"
+        )
+    return _record(source)
 
 
 def _folder(path: str | Path) -> Path:

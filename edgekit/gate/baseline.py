@@ -74,7 +74,7 @@ def check_baseline(
     """
     refuse_strangers(results, baseline)
     checks: list[Check] = []
-    notes = _about_machines(results, baseline)
+    notes = _about_machines(results, baseline, again=slowdowns is not None)
     now = {row["id"]: row for row in results["variants"]}
     references = reference_ids(results)
     for then in baseline["variants"]:
@@ -96,7 +96,9 @@ def check_baseline(
     return checks, notes
 
 
-def _about_machines(results: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
+def _about_machines(results: dict[str, Any], baseline: dict[str, Any], *, again: bool) -> list[str]:
+    if again:
+        return ["the baseline's artifacts and these were measured again, interleaved, on this machine"]
     now, then = (str((r.get("environment") or {}).get("cpu") or "unknown") for r in (results, baseline))
     if now != then:
         return [f"the baseline is from another CPU ({then}; here {now}): ratios are compared, not milliseconds"]
