@@ -24,7 +24,7 @@ import record_maker as make
 from edgekit import bundle, deploy, golden, result, target
 from edgekit.deploy import _job, _preflight, _remote, _transfer, _wheels
 from edgekit.deploy._remote import DroppedError, Remote
-from edgekit.errors import InputError, StageError, UnavailableError
+from edgekit.errors import InputError, UnavailableError
 
 asyncssh = pytest.importorskip("asyncssh")
 pytestmark = [
@@ -470,7 +470,7 @@ def test_a_job_that_is_killed(
 def test_a_remote_255_is_not_sshs(server: Server, keys: Path, tmp_path: Path) -> None:
     remote = Remote("device", config(tmp_path, keys, server.port))
     assert remote.script("echo hello; exit 255") == _remote.Answer(255, "hello\n")
-    server.before = "exit 9"
+    server.before = "cat >/dev/null; exit 9"
     with pytest.raises(UnavailableError, match="ran no shell script") as caught:
         remote.script("echo hello")
     assert caught.value.exit_code == 4
@@ -489,7 +489,7 @@ def test_login_noise_and_escapes_do_not_matter(server: Server, keys: Path, tmp_p
 
 
 def test_a_device_that_never_stops_talking(server: Server, keys: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="more than 2000000 bytes"):
+    with pytest.raises(UnavailableError, match="more than 2000000 bytes"):
         Remote("device", config(tmp_path, keys, server.port)).script(
             "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyy; done"
         )
@@ -533,6 +533,26 @@ def test_reports_keep_nothing_but_what_is_known() -> None:
     assert long is not None
     assert len(long["device"]["cpu"]) == 200
     assert _job._report("check", '{"error": "no", "remedy": 5}') == {"error": "no", "remedy": "5"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "check", "status", "code"),
+    [
+        ({"check": 0}, None, "unavailable", 4),  # it says that all is well, and gives no report
+        ({"check": 3}, {"error": "differs", "remedy": "r"}, "failed", 3),
+        ({"check": 4}, {"error": "no onnxruntime", "remedy": "r"}, "unavailable", 4),
+        ({"check": 255}, None, "failed", 3),
+        ({}, None, "failed", 3),
+    ],
+)
+def test_outcomes_by_what_the_runner_says(
+    codes: dict[str, int], check: dict[str, Any] | None, status: str, code: int
+) -> None:
+    device = deploy._Device(Remote("device"), {}, "0")
+    outcome = deploy._judged(device, _job.Finished(codes, check, None, {}), False)
+    assert (outcome.status, outcome.exit_code) == (status, code)
+    assert outcome.reason
+    assert outcome.remedy
 
 
 def test_several_devices_at_once(

@@ -8,6 +8,7 @@ breaks: the next ``deploy`` of the same bundle fetches its results in place of s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +153,8 @@ def _one(device: _Device, folder: Path, source: Path | None, install: bool, seco
     else:
         patiently(lambda: _job.start(remote, HOME, device.place, job, python, seconds), host)
     finished = _wait(device, job, seconds)
-    patiently(lambda: _job.forget(remote, job), host)
+    with contextlib.suppress(UnavailableError):  # the numbers are home; the next call tidies up
+        patiently(lambda: _job.forget(remote, job), host)
     return _judged(device, finished, resumed)
 
 
@@ -192,7 +194,8 @@ def _judged(device: _Device, finished: Finished, resumed: bool) -> Deployed:
         if code == 0 and report is not None:
             continue
         reason, remedy = _told(report, errors)
-        status, own = ("unavailable", 4) if code == 4 else ("failed", 3)
+        believable = report is not None or code != 0
+        status, own = ("failed", 3) if believable and code != 4 else ("unavailable", 4)
         return Deployed(host, status, reason, remedy, own, checks, finished.check, None, resumed)
     if finished.bench and (slowed := _slowed(finished.bench)):
         console.warn(f"{host}: {slowed} while it measured: let it cool, and deploy again")
@@ -214,7 +217,8 @@ def _told(report: dict[str, Any] | None, errors: str) -> tuple[str, str]:
     if report and report.get("error"):
         return str(report["error"])[:500], str(report.get("remedy") or "")[:500]
     last = [line for line in errors.strip().split("\n") if line]
-    return (last[-1][:300] if last else "the runner gave no result"), "log in and run: python3 edgekit_runner.py check"
+    reason = last[-1][:300] if last else "what the device reports is no report of the runner"
+    return reason, "log in and run, in the bundle's folder under ~/.cache/edgekit: python3 edgekit_runner.py check"
 
 
 def merge(results: dict[str, Any], manifest: dict[str, Any], outcomes: Sequence[Deployed]) -> dict[str, Any]:

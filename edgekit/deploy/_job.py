@@ -52,6 +52,7 @@ echo done >{job}/done.new && mv {job}/done.new {job}/done
 
 _START = """
 cd || exit 1
+if [ -f {job}/pid ] && kill -0 "$(cat {job}/pid)" 2>/dev/null; then exit 0; fi  # the answer to its start was lost
 rm -rf {job} && mkdir -p {job} || exit 1
 cat >{job}/run.sh <<'edgekit-script'
 {run}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from edgekit.errors import InputError, StageError, UnavailableError
+from edgekit.errors import InputError, UnavailableError
 
 T = TypeVar("T")
 
@@ -219,7 +219,7 @@ def _bounded(process: subprocess.Popen[bytes], limit_s: float, host: str) -> str
                 return held.decode(errors="replace")
             held += chunk
             if len(held) > MAX_OUTPUT:
-                raise StageError(
+                raise UnavailableError(
                     f"the device said more than {MAX_OUTPUT} bytes; that is no answer",
                     where=host,
                     remedy="log in by hand and see what its login scripts print",
