@@ -460,6 +460,40 @@ def test_the_front_of_a_picture_is_what_nothing_beats() -> None:
     assert {s.row.variant for s in spots(rows, SIZE) if s.front} == {"fp32", "int8", "pruned-int8-qat"}
 
 
+def test_other_scenarios_are_tables_and_those_that_cannot_run_say_why() -> None:
+    record = sample()
+    row(record, "int8@x86-cpu")["measured"]["scenarios"] = {
+        "batches": {
+            "points": [{"batch": 1, "latency_ms": 0.05, "samples_per_s": 20_000}, {"batch": 8, "unavailable": "fixed"}]
+        },
+        "paced": {"interval_ms": 33.0, "median_ms": 0.09, "core_share": 0.003, "late": 0},
+        "energy": {"joules": 0.0012, "sensor": "RAPL: package"},
+    }
+    row(record, "fp32@x86-cpu")["measured"]["scenarios"] = {"energy": {"unavailable": "no energy counter"}}
+    shown = Page(html_of(record)).text()
+    for told in ("Throughput by batch", "20.0 k", "fixed", "33.0 ms", "90.0 µs", "< 1 %", "1.20 mJ", "RAPL: package"):
+        assert told in shown
+    assert "energy: no energy counter" in shown
+
+
+@needs_charts
+def test_layers_ranked_by_the_quantizers_guard_are_drawn() -> None:
+    record = small()
+    for variant in record["variants"]:
+        variant.pop("sensitivity", None)
+    row(record, "int8@x86-cpu")["reports"] = {
+        "quantize": {
+            "sensitivity": [
+                {"layer": "stem", "metric_or_sqnr": 0.4, "kept_float": False},
+                {"layer": "head", "metric_or_sqnr": 6.1, "kept_float": True},
+            ]
+        }
+    }
+    text = html_of(record)
+    assert "1. head (kept in float)" in text
+    assert "6.10 dB" in text
+
+
 # ── raw samples ───────────────────────────────────────────────────────────────────────────
 
 

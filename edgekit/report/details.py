@@ -9,6 +9,7 @@ from edgekit.report import toml, words
 from edgekit.report.html import Child, Html, el, table
 from edgekit.report.operators import kept_float, objects
 from edgekit.report.rows import Row, number_in, part, targets_of, text
+from edgekit.report.scenarios import unmeasured
 
 _LABELS = {
     "cpu": "Processor",
@@ -50,6 +51,8 @@ def _detail(row: Row, *, whole: bool) -> Html:
         ("Metric's interval", _metric_interval(row)),
         ("Artifact", el("code", path) if path else ""),
         ("SHA-256", el("code", text(artifact, "sha256")) if artifact else ""),
+        ("p99, early-stopping bound", words.milliseconds(number_in(row.measurement, "p99_bound_ms"))),
+        ("Sent over the air (zstd)", words.size(number_in(row.measurement, "shipped_bytes"))),
         ("Load time", words.milliseconds(number_in(row.measurement, "load_ms"))),
         ("CPU time of one inference", words.milliseconds(number_in(row.measurement, "cpu_ms"))),
         ("The runtime's own memory", words.size(number_in(row.measurement, "runtime_rss_bytes"))),
@@ -223,8 +226,7 @@ def _not_measured(results: dict[str, Any], rows: list[Row]) -> Iterator[str]:
     ):
         if lacking:
             yield f"{what} of {words.listing(lacking, 5)}: this record holds none"
-    notes = part(results, "environment").get("not_measured")
-    yield from (str(note) for note in notes) if isinstance(notes, list) else ()
+    yield from unmeasured(rows)
 
 
 def repeat(results: dict[str, Any], best: Row | None) -> Html:

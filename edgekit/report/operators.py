@@ -62,10 +62,21 @@ def sensitivity(raw: dict[str, Any]) -> Sensitivity | None:
 
     Args:
         raw: A variant of the record. Its ``sensitivity`` (or that of its quantize stage's report) is a list of
-            objects with ``layer`` and either ``sqnr_db`` (lower is worse) or ``metric_drop`` (higher is worse).
+            objects with ``layer`` and one of ``sqnr_db`` (with only this layer quantized), ``metric_drop`` (the same)
+            or ``metric_or_sqnr`` (decibels gained by leaving only this layer in float), and maybe ``kept_float``.
     """
     listed = raw.get("sensitivity") or part(part(raw, "reports"), "quantize").get("sensitivity")
     entries = [(text(e, "layer") or text(e, "name"), e) for e in objects(listed)]
+    gains = [
+        (name + (" (kept in float)" if e.get("kept_float") is True else ""), v)
+        for name, e in entries
+        if (v := number_in(e, "metric_or_sqnr")) is not None
+    ]
+    if gains:
+        worst = sorted(gains, key=lambda item: -item[1])
+        layers = tuple(Layer(name, value, f"{words.digits(value)} dB") for name, value in worst)
+        meaning = "What the whole model's signal to noise gains when only this layer stays in float: higher is worse."
+        return Sensitivity("Signal to noise gained, dB", meaning, layers)
     noise = [(name, v) for name, e in entries if (v := number_in(e, "sqnr_db")) is not None]
     drops = [(name, v) for name, e in entries if (v := number_in(e, "metric_drop")) is not None]
     if drops:

@@ -14,6 +14,7 @@ from edgekit.report.html import Child, Html, el, group, table
 from edgekit.report.operators import objects
 from edgekit.report.pictures import pareto, stages, times
 from edgekit.report.rows import Column, Row, columns, metric_of, number_in, part, rows_of, targets_of, text
+from edgekit.report.scenarios import scenarios
 
 MOST_FINDINGS = 8
 MOST_BROKEN = 5
@@ -42,6 +43,7 @@ def page(results: dict[str, Any], folder: Path | None = None) -> str:
             _variants(rows),
             stages(rows, draw),
             times(rows, draw, folder),
+            scenarios(rows),
             details(results, rows),
             _gate(results),
             environment(results, rows),

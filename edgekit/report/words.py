@@ -147,6 +147,16 @@ def seconds(value: float | None) -> str:
     return f"{minutes} min {rest} s"
 
 
+def joules(value: float | None) -> str:
+    """An energy: ``1.20 mJ``."""
+    if value is None:
+        return MISSING
+    for factor, unit in ((1.0, "J"), (1e3, "mJ")):
+        if abs(value) * factor >= 1:
+            return f"{digits(value * factor)} {unit}"
+    return f"{digits(value * 1e6)} µJ"
+
+
 def time_unit(longest: float) -> tuple[float, str]:
     """The factor and unit in which an axis shows times given in milliseconds, up to ``longest``."""
     if longest < 0.5:
