@@ -80,14 +80,12 @@ def transformer(rng: np.random.Generator, *, width: int = 32, tokens: int = 12, 
     """One pre-norm block: attention and a two-layer perceptron."""
     gamma = np.ones(width, np.float32)
     gamma[3] = outlier
+    std = 0.8 / np.sqrt(width)
     w = {
-        "q": rng.normal(0, 0.2, (width, width)),
-        "k": rng.normal(0, 0.2, (width, width)),
-        "v": rng.normal(0, 0.2, (width, width)),
-        "o": rng.normal(0, 0.2, (width, width)),
-        "up": rng.normal(0, 0.2, (width, 2 * width)),
+        **{name: rng.normal(0, std, (width, width)) for name in "qkvo"},
+        "up": rng.normal(0, std, (width, 2 * width)),
         "upb": rng.normal(0, 0.1, 2 * width),
-        "down": rng.normal(0, 0.2, (2 * width, width)),
+        "down": rng.normal(0, std, (2 * width, width)),
         "g1": gamma,
         "g2": np.ones(width),
         "beta": rng.normal(0, 0.1, width),

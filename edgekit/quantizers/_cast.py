@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InputError, StageError
-from edgekit.quantizers import _samples
+from edgekit.quantizers import _graph, _samples
+from edgekit.quantizers._calibrate import Collector
 from edgekit.quantizers._job import Job
 from edgekit.quantizers._samples import Samples
 from edgekit.quantizers._score import Judge, require_signal
@@ -17,6 +18,8 @@ from edgekit.quantizers._score import Judge, require_signal
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+BFLOAT16_OPSET = 22  # the first in which convolutions and pools know it
+RANGED = 32  # samples on which float16's range is checked
 # Operators that stay float32: indices and sizes need the digits, or the standard knows no 16-bit form.
 KEPT = frozenset(("CumSum", "NonMaxSuppression", "Range", "Resize", "RoiAlign", "TopK", "Upsample"))
 
@@ -30,6 +33,8 @@ def halve(model: ir.Model, job: Job, name: str) -> tuple[ir.Model, dict[str, Any
     """
     import onnx_ir as ir
 
+    if name == "bfloat16":
+        model = _graph.at_least(model, BFLOAT16_OPSET)
     reference = model.clone()
     half = ir.DataType.FLOAT16 if name == "float16" else ir.DataType.BFLOAT16
     _refuse_subgraphs(model)
@@ -44,13 +49,32 @@ def halve(model: ir.Model, job: Job, name: str) -> tuple[ir.Model, dict[str, Any
         if value.dtype == half:
             _restore_output(model.graph, index, value)
     report: dict[str, Any] = {"method": "fp16" if name == "float16" else "bf16"}
-    if job.calibration is not None and name == "float16":
+    if job.calibration is not None and name == "float16":  # no CPU runtime computes bfloat16, so that is not judged
         data = Samples(job.calibration, job.settings.samples)
         _samples.check(reference, data)
+        _require_range(reference, data)
         judge = Judge(reference, replace(data, part="held"), job.validation, job.metric, job.base)
         report["sqnr_db"] = round(judge.sqnr([model])[0], 2)
         require_signal(report["sqnr_db"])
     return model, report
+
+
+def _require_range(model: ir.Model, data: Samples) -> None:
+    """Refuse activations beyond float16: CPU runtimes compute it in float32, and so would not show the overflow."""
+    import numpy as np
+    import onnx_ir as ir
+
+    makers = {v.name or "": n for n in model.graph for v in n.outputs if v.dtype == ir.DataType.FLOAT}
+    collector = Collector(model, list(makers), histogram=False)
+    collector.run(replace(data, limit=min(data.limit, RANGED)))
+    limit = float(np.finfo(np.float16).max)
+    for name, seen in collector.statistics.items():
+        if max(-seen.low, seen.high) > limit and seen.samples:
+            raise StageError(
+                f"tensor '{name}', made by node '{makers[name].name}' ({makers[name].op_type}), reaches "
+                f"{max(-seen.low, seen.high):.3g} on the calibration data, beyond float16's 65504",
+                remedy="use method = 'bf16', which has float32's range",
+            )
 
 
 def _refuse_subgraphs(model: ir.Model) -> None:

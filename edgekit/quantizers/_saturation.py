@@ -39,7 +39,7 @@ def overflows(draft: Draft, samples: Samples) -> list[dict[str, Any]]:
     """
     nodes = {n.name: n for n in draft.model.graph if n.name in draft.plan.weights}
     pairs = {name: _paired_weight(node, draft) for name, node in nodes.items() if name}
-    risky = {name: w for name, w in pairs.items() if w is not None and _worst(w) > LIMIT * NEAR}
+    risky = {name: w for name, w in pairs.items() if w is not None and _worst(w) > LIMIT}
     tallies = {name: [0, 0, 0.0] for name in risky}
     sources = {name: nodes[name].inputs[0].name or "" for name in risky}
     session = observed(draft.model, set(sources.values()))
