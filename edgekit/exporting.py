@@ -135,19 +135,17 @@ def finish(
     onnxedit.name_free_sizes(graph, dynamic)
     onnxedit.unique_names(graph)
     onnxedit.keep_origins(graph)
-    one = {
-        n: [1 if 0 in dynamic.get(n, {}) and axis == 0 else s for axis, s in enumerate(v)] for n, v in shapes.items()
-    }
-    onnxedit.carry_shapes(graph, one)
+    one_sample = {name: [1, *shape[1:]] if 0 in dynamic.get(name, {}) else shape for name, shape in shapes.items()}
+    onnxedit.carry_shapes(graph, one_sample)
 
 
 def save(graph: ir.Model, path: Path) -> None:
     """Write a graph; over protobuf's 2 GiB its weights go into ``NAME.data`` beside it."""
     import onnx_ir as ir
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     from edgekit.onnxfile import INLINE_BYTES
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     ir.save(graph, path, external_data=f"{path.name}.data" if size > INLINE_BYTES else None)
 

@@ -247,6 +247,16 @@ def test_preprocessing_keeps_the_weights_trainable_under_their_names(already: bo
     assert list(stacks[0].values())[-1][0] == "body.0"
 
 
+def test_preprocessing_reaches_an_exported_program_in_a_recipe(tmp_path: Path) -> None:
+    from edgekit import workload
+
+    captured("cnn", tmp_path)
+    export = {"preprocess": {"mean": [0.5], "std": [0.25], "layout": "nhwc"}}
+    workload.load_job({"path": "cnn.pt2"}, str(tmp_path), 0, export, str(tmp_path / "out"))
+    example = exported.signature(exported.load(tmp_path / "out" / "model.pt2")).example["image"]
+    assert (example.dtype, example.shape) == (torch.uint8, (2, 8, 8, 3))
+
+
 def test_preprocessing_that_divides_by_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="zero"):
         Preprocess(std=(0.0,))
