@@ -277,7 +277,7 @@ def _torch_runner(artifact: Path) -> tuple[list[str], Runner]:
     def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
         with torch.inference_mode():
             outputs = exported.run(model, {name: torch.from_numpy(value) for name, value in feeds.items()})
-        return [output.numpy() for output in outputs]
+        return [(o.float() if o.dtype == torch.bfloat16 else o).numpy() for o in outputs]  # numpy has no bfloat16
 
     return list(exported.signature(model).outputs), run
 

@@ -112,7 +112,8 @@ def verify(folder: Path | str) -> list[str]:
         problems.append(f"{RESULTS}: changed after it was written")
     named = dict(_files(results))
     problems += [problem for path, sha in named.items() if (problem := _fault(root, path, sha))]
-    return problems + _strangers(root, set(named))
+    own = {str(Path(row["artifact"]["path"]).parent) for row in results["variants"] if row["artifact"]}
+    return problems + _strangers(root, sorted(own), set(named))
 
 
 def pareto(rows: Sequence[dict[str, Any]]) -> list[bool]:
@@ -268,12 +269,8 @@ def _inside(path: str) -> bool:
     return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
-def _strangers(root: Path, named: set[str]) -> list[str]:
+def _strangers(root: Path, folders: Sequence[str], named: set[str]) -> list[str]:
     """Files in an artifact's own folder that the record does not name: a runtime might load them."""
-    folders = {(root / path).parent for path in named if _inside(path)} - {root}
-    found = [p for folder in sorted(folders) if folder.is_dir() for p in sorted(folder.iterdir()) if p.is_file()]
-    return [
-        f"{p.relative_to(root)}: the record does not name this file"
-        for p in found
-        if str(p.relative_to(root)) not in named
-    ]
+    inside = [root / folder for folder in folders if _inside(folder) and folder != "."]
+    found = [p.relative_to(root) for f in inside if f.is_dir() for p in sorted(f.iterdir()) if p.is_file()]
+    return [f"{path}: the record does not name this file" for path in found if str(path) not in named]

@@ -251,6 +251,10 @@ def test_verify_finds_strangers_and_links(folder: Path) -> None:
     (own / "model.onnx.data").write_bytes(b"weights of somebody else")
     assert result.verify(folder) == ["artifacts/fp32/model.onnx.data: the record does not name this file"]
     (own / "model.onnx.data").unlink()
+    (folder / "samples").mkdir()
+    (folder / "samples" / "of-an-earlier-run.json").write_text("[]")  # no runtime loads that
+    (folder / "report.html").write_text("")
+    assert result.verify(folder) == []
     (own / "model.bin").rename(folder / "elsewhere.bin")
     (own / "model.bin").symlink_to(folder / "elsewhere.bin")
     assert result.verify(folder) == ["artifacts/fp32/model.bin: is a symbolic link"]
