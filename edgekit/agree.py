@@ -79,49 +79,63 @@ def compare(a: Sequence[Array], b: Sequence[Array]) -> dict[str, float]:
 
 
 def agree(
-    outputs_a: Sequence[Sequence[Array]], outputs_b: Sequence[Sequence[Array]], tolerance: float | None = None
+    outputs_a: Sequence[Sequence[Array]],
+    outputs_b: Sequence[Sequence[Array]],
+    tolerance: float | Sequence[float] | None = None,
 ) -> Verdict:
     """Judge the outputs of two models over several trials.
+
+    An output's scale is that of the trial or of the first one, whichever is greater: so outputs near zero
+    in a later trial are not held against themselves alone, and a trial that blows up hides nothing in others.
 
     Args:
         outputs_a: For each trial the reference's outputs.
         outputs_b: The same of the other model.
-        tolerance: Greatest ``max_rel``; by default :data:`FLOOR`, or :data:`HALF_FLOOR` for 16-bit outputs.
+        tolerance: Greatest ``max_rel``, for all trials or for each; by default :data:`FLOOR`, or
+            :data:`HALF_FLOOR` for 16-bit outputs.
     """
-    tolerance = floor_of(outputs_a[0] if outputs_a else ()) if tolerance is None else tolerance
-    worst_abs, worst_rel, output, trial, samples = 0.0, 0.0, 0, 0, 0
-    counts = {len(o) for o in (*outputs_a, *outputs_b)}
-    if len(counts) > 1 or len(outputs_a) != len(outputs_b):
-        return Verdict(False, WORST, WORST, tolerance, 0)
-    scales = [max(_scale(trial[i]) for trial in outputs_a) for i in range(counts.pop() if counts else 0)]
-    for number, (trial_a, trial_b) in enumerate(zip(outputs_a, outputs_b, strict=True)):
+    if tolerance is None:
+        tolerance = floor_of(outputs_a[0] if outputs_a else ())
+    limits = [tolerance] * len(outputs_a) if isinstance(tolerance, float | int) else list(tolerance)
+    if len({len(o) for o in (*outputs_a, *outputs_b)}) > 1 or len(outputs_a) != len(outputs_b):
+        return Verdict(False, WORST, WORST, limits[0] if limits else FLOOR, 0)
+    verdict = Verdict(True, 0.0, 0.0, limits[0] if limits else FLOOR, 0)
+    samples, worst_abs, excess = 0, 0.0, 0.0
+    for number, (trial_a, trial_b, limit) in enumerate(zip(outputs_a, outputs_b, limits, strict=True)):
         samples += len(trial_a[0]) if trial_a and trial_a[0].ndim else 1
-        for index, (x, y) in enumerate(zip(trial_a, trial_b, strict=True)):
-            gap, relative = _gap(x, y, scales[index])
+        for index, (x, y, first) in enumerate(zip(trial_a, trial_b, outputs_a[0], strict=True)):
+            gap, relative = _gap(x, y, max(_scale(x), _scale(first)))
             worst_abs = max(worst_abs, gap)
-            if relative > worst_rel:
-                worst_rel, output, trial = relative, index, number
-    return Verdict(worst_rel <= tolerance, worst_abs, worst_rel, tolerance, samples, output, trial)
+            if relative / limit > excess:
+                excess = relative / limit
+                verdict = Verdict(excess <= 1, 0.0, relative, limit, 0, index, number)
+    return replace(verdict, max_abs=worst_abs, samples=samples)
 
 
 def check(reference: Runner, other: Runner, trials: Sequence[Feeds]) -> Verdict:
-    """Run two models on the same trials and judge; the tolerance is measured on ``reference``.
+    """Run two models on the same trials and judge; the tolerance is measured on ``reference``, trial by trial.
 
-    Trials that ``reference`` itself refuses (a batch size it was not made for) are left out, but
-    the first must run.
+    Trials that tell nothing are left out: those that ``reference`` itself refuses (a batch size it was not
+    made for), and those where it is so badly conditioned that rounding alone moves its outputs by more than
+    :data:`CEILING`. The first must run, and counts in any case.
     """
     kept: list[int] = []
     wanted: list[list[Array]] = []
+    limits: list[float] = []
     for number, feeds in enumerate(trials):
         try:
-            wanted.append(list(reference(feeds)))
+            outputs = list(reference(feeds))
+            limit = tolerance_of(reference, feeds, outputs)
         except Exception:
             if number == 0:
                 raise
             continue
+        if number and limit >= CEILING > floor_of(outputs):
+            continue
         kept.append(number)
-    tolerance = tolerance_of(reference, trials[0], wanted[0])
-    verdict = agree(wanted, [list(other(trials[number])) for number in kept], tolerance)
+        wanted.append(outputs)
+        limits.append(limit)
+    verdict = agree(wanted, [list(other(trials[number])) for number in kept], limits)
     return replace(verdict, trial=kept[verdict.trial])
 
 
@@ -142,7 +156,7 @@ def tolerance_of(model: Runner, feeds: Feeds, outputs: Sequence[Array], seed: in
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    nudged = {}
+    nudged: Feeds = {}
     for name, value in feeds.items():
         nudged[name] = value
         if _is_float(value):
@@ -184,7 +198,7 @@ def trial_feeds(
 
 
 def _random_like(value: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Random values of the same dtype in the same range; where that has no width, standard normal ones."""
+    """Random values of the same dtype in the same range; for zeros, standard normal ones."""
     import numpy as np
 
     if value.size == 0:
@@ -196,8 +210,10 @@ def _random_like(value: Array, shape: tuple[int, ...], rng: np.random.Generator)
         return rng.integers(int(low), int(high), size=shape, endpoint=True).astype(value.dtype)
     if not _is_float(value):
         return np.broadcast_to(value.flat[0], shape).copy()
-    if not np.isfinite([float(low), float(high)]).all() or low == high:
+    if not np.isfinite([float(low), float(high)]).all() or low == high == 0:
         return rng.standard_normal(shape).astype(value.dtype)
+    if low == high:  # a mask of ones, a temperature: values about it
+        low, high = sorted((0.5 * low, 1.5 * high))
     return rng.uniform(float(low), float(high), size=shape).astype(value.dtype)
 
 

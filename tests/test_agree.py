@@ -57,7 +57,7 @@ def test_the_same_nan_and_infinity_agree() -> None:
     assert agree.compare(both, both)["max_rel"] == 0.0
 
 
-def test_the_scale_is_taken_over_all_trials() -> None:
+def test_the_scale_is_at_least_the_first_trials() -> None:
     """An output near zero in one trial is not held against itself alone."""
     small, large = [f32(1e-6)], [f32(1.0)]
     assert agree.agree([large, small], [large, [f32(2e-6)]]).agrees
@@ -107,6 +107,32 @@ def test_a_branch_on_the_data_that_was_baked_in_is_caught() -> None:
     trials = agree.trial_feeds({"x": np.random.default_rng(0).random((2, 4)).astype(np.float32)})
     assert agree.agree([model(trials[0])], [baked(trials[0])]).agrees
     assert not agree.check(model, baked, trials).agrees
+
+
+def test_a_trial_that_blows_up_hides_nothing_and_accuses_nobody() -> None:
+    """1/x near zero: rounding is magnified there, and there alone."""
+
+    def inverse(f: agree.Feeds) -> list[np.ndarray]:
+        return [1 / f["x"].sum(1)]
+
+    def in_double(f: agree.Feeds) -> list[np.ndarray]:
+        return [(1 / f["x"].astype(np.float64).sum(1)).astype(np.float32)]
+
+    def wrong(f: agree.Feeds) -> list[np.ndarray]:
+        return [1 / f["x"].sum(1) * np.float32(1.01)]
+
+    tame = {"x": np.ones((2, 4), np.float32)}
+    blown = {"x": np.array([[1, 1, 1, -2.99999], [3, -1, -1, -1.00001]], np.float32)}
+    assert agree.check(inverse, in_double, [tame, blown]).agrees
+    found = agree.check(inverse, wrong, [tame, blown])
+    assert not found.agrees
+    assert found.max_rel == pytest.approx(0.01, rel=1e-3)
+    assert found.samples == 2
+
+
+def test_a_mask_of_ones_stays_near_ones() -> None:
+    trials = agree.trial_feeds({"mask": np.ones((2, 4), np.float32)})
+    assert 0.5 <= trials[1]["mask"].min() < trials[1]["mask"].max() <= 1.5
 
 
 def test_a_trial_that_the_reference_refuses_is_left_out() -> None:
