@@ -44,6 +44,7 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "PRelu": (1,),
     QUANTIZE: (0,),  # a weight that another tool left in float, rounded at run time
 }
+STATISTICS = {("BatchNormalization", 3), ("BatchNormalization", 4)}
 HOST = 64  # integers of at most that many elements stay on the host: shapes, axes, indices
 
 
@@ -254,13 +255,11 @@ class _Compiler:
                     graph._constants.append((slot, buffer))
 
     def is_weight(self, name: str) -> bool:
-        """Whether any reader takes that constant as a weight."""
-        return any(
-            name == reader.inputs[index]
-            for reader in self.readers.get(name, [])
-            for index in WEIGHTS.get(reader.op, ())
-            if index < len(reader.inputs)
-        )
+        """Whether any reader takes that constant as a weight, and none as a statistic (exporters merge equal ones)."""
+        places = {
+            (r.op, i) for r in self.readers.get(name, []) for i, read_from in enumerate(r.inputs) if read_from == name
+        }
+        return any(i in WEIGHTS.get(op, ()) for op, i in places) and not places & STATISTICS
 
     def place_steps(self) -> None:
         """Number the values, and find where each is read for the last time."""

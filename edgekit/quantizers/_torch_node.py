@@ -86,8 +86,14 @@ def read(proto: onnx.ModelProto) -> tuple[list[Node], dict[str, np.ndarray[Any, 
         proto = inliner.inline_local_functions(proto)
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    outputs = {value.name for value in proto.graph.output}
+    same: dict[str, str] = {}  # an Identity of a constant is that constant: exporters tie equal ones so
     nodes = []
     for node in proto.graph.node:
+        inputs = [same.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and inputs[0] in constants and node.output[0] not in outputs:
+            same[node.output[0]] = inputs[0]
+            continue
         attributes = {a.name: attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant":
             constants[node.output[0]] = constant_value(attributes, node.name)
@@ -97,10 +103,10 @@ def read(proto: onnx.ModelProto) -> tuple[list[Node], dict[str, np.ndarray[Any, 
             Node(
                 op=node.op_type if domain == "ai.onnx" or node.op_type in SHARED else f"{domain}::{node.op_type}",
                 name=node.name or node.output[0],
-                inputs=tuple(node.input),
+                inputs=tuple(inputs),
                 outputs=tuple(node.output),
                 attributes=attributes,
-                constants={i: constants[name] for i, name in enumerate(node.input) if name in constants},
+                constants={i: constants[name] for i, name in enumerate(inputs) if name in constants},
                 opset=opsets.get(domain, 1),
             )
         )
