@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from quantizing import decibels, graph, initializers, optimized_operators, quantize, residual_net, run, transformer
 
 from edgekit.errors import InputError, StageError
-from edgekit.quantizers import _graph, _saturation, _trt_rules, weight_only
+from edgekit.quantizers import _codebook, _graph, _saturation, _trt_rules, clustered, weight_only
 from edgekit.rooms import members
 
 QEMU = shutil.which("qemu-x86_64-static")
@@ -120,6 +121,63 @@ def test_bf16_is_a_valid_graph(rng: np.random.Generator, tmp_path: Path) -> None
     kinds = {t.data_type for t in made.graph.initializer if t.name.startswith("w")}
     assert kinds == {TensorProto.BFLOAT16}
     assert report["size_bytes"] < 0.62 * report["size_bytes_before"]
+
+
+@pytest.mark.parametrize(("clusters", "floor", "ratio"), [(16, 15, 0.2), (256, 35, 0.35), (11, 12, 0.2)])
+def test_clustered_files_are_really_smaller(
+    rng: np.random.Generator, tmp_path: Path, clusters: int, floor: float, ratio: float
+) -> None:
+    model = residual_net(rng, channels=64)
+    data = rng.normal(size=(40, 3, 16, 16)).astype(np.float32)
+    made, report = quantize(model, data, tmp_path, method="clustered", clusters=clusters)
+    assert decibels(run(model, data), run(made, data)) > floor
+    assert report["size_bytes"] < report["size_bytes_before"] * ratio
+    assert not {"Gather", "Cast"} & set(optimized_operators(made, tmp_path))  # unfolded when the file is loaded
+
+
+def test_k_means_is_no_worse_than_evenly_spread_values(rng: np.random.Generator) -> None:
+    weight = rng.laplace(size=(40, 50)).astype(np.float32)
+    values, indices = clustered.cluster(weight, 16)
+    even = np.linspace(weight.min(), weight.max(), 16)
+    nearest = even[np.abs(weight[..., None] - even).argmin(axis=-1)]
+    assert ((values[indices] - weight) ** 2).sum() < 0.7 * ((nearest - weight) ** 2).sum()
+    np.testing.assert_array_equal(indices, np.abs(weight[..., None] - values).argmin(axis=-1))
+    assert len(clustered.cluster(np.full((4, 4), 2.0, np.float32), 16)[0]) == 1
+
+
+@pytest.mark.parametrize("values", [2, 3, 4, 5, 16, 17, 200, 256])
+def test_packed_indices_come_back(rng: np.random.Generator, values: int) -> None:
+    book, indices = np.arange(values, dtype=np.float32) * 1.5, rng.integers(0, values, (7, 13))
+    rows = _codebook.table(book)[_codebook.pack(indices, values)]
+    np.testing.assert_array_equal(rows.reshape(-1)[: indices.size], book[indices].reshape(-1))
+
+
+@pytest.mark.parametrize(("bits", "ratio"), [(1, 0.08), (2, 0.11)])
+def test_binary_layers_are_signs_times_a_scale(
+    rng: np.random.Generator, tmp_path: Path, bits: int, ratio: float
+) -> None:
+    model = residual_net(rng, channels=64)
+    made, report = quantize(model, None, tmp_path, method="binary", bits=bits, layers=["left", "right"])
+    assert report["layers"] == ["left", "right"]
+    assert report["size_bytes"] < report["size_bytes_before"] * (ratio + 0.06)  # stem, classifier and table stay
+    weight = initializers(model)["w3"]
+    probe = onnx.ModelProto()
+    probe.CopyFrom(made)
+    probe.graph.output.extend([helper.make_tensor_value_info("w3_scaled", TensorProto.FLOAT, None)])
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    back = session.run(["w3_scaled"], {"x": np.zeros((1, 3, 16, 16), np.float32)})[0]
+    levels = [len(np.unique(channel)) for channel in back]
+    assert set(levels) == {2 if bits == 1 else 3}
+    if bits == 1:
+        np.testing.assert_array_equal(np.sign(back), np.where(weight >= 0, 1, -1))
+        np.testing.assert_allclose(np.abs(back[5]).max(), np.abs(weight[5]).mean(), rtol=1e-5)
+
+
+def test_binary_wants_layers(rng: np.random.Generator, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="wants"):
+        quantize(residual_net(rng), None, tmp_path / "a", method="binary")
+    with pytest.raises(InputError, match="nothing_like_it"):
+        quantize(residual_net(rng), None, tmp_path / "b", method="binary", layers=["nothing_like_it"])
 
 
 def test_a_method_without_data_says_so(rng: np.random.Generator, tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InputError, StageError
-from edgekit.quantizers import _graph, _samples
+from edgekit.quantizers import _graph, _score
 from edgekit.quantizers._calibrate import Collector
 from edgekit.quantizers._job import Job
 from edgekit.quantizers._samples import Samples
-from edgekit.quantizers._score import Judge, require_signal
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,12 +49,8 @@ def halve(model: ir.Model, job: Job, name: str) -> tuple[ir.Model, dict[str, Any
             _restore_output(model.graph, index, value)
     report: dict[str, Any] = {"method": "fp16" if name == "float16" else "bf16"}
     if job.calibration is not None and name == "float16":  # no CPU runtime computes bfloat16, so that is not judged
-        data = Samples(job.calibration, job.settings.samples)
-        _samples.check(reference, data)
-        _require_range(reference, data)
-        judge = Judge(reference, replace(data, part="held"), job.validation, job.metric, job.base)
-        report["sqnr_db"] = round(judge.sqnr([model])[0], 2)
-        require_signal(report["sqnr_db"])
+        _require_range(reference, Samples(job.calibration, job.settings.samples))
+        report |= _score.judged(reference, model, job)
     return model, report
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import machine
 from edgekit.errors import StageError
 from edgekit.quantizers import _graph
-from edgekit.quantizers._samples import Samples, fixed_batch
+from edgekit.quantizers._job import Job
+from edgekit.quantizers._samples import Samples, check, fixed_batch
 from edgekit.recipe import MetricSection
 from edgekit.spool import Spool
 
@@ -157,6 +158,23 @@ def require_signal(decibels: float) -> None:
             remedy="check that the calibration samples are normalized like the model's inputs; "
             "set max_drop to let the worst layers stay float",
         )
+
+
+def judged(reference: ir.Model, model: ir.Model, job: Job) -> dict[str, float]:
+    """Signal-to-noise of a finished model, if there are samples: ``{"sqnr_db"}``, for a report.
+
+    Raises:
+        InputError: Samples that don't fit the model.
+        StageError: Outputs that are constant, NaN or noise.
+    """
+    if job.calibration is None:
+        return {}
+    data = Samples(job.calibration, job.settings.samples)
+    check(reference, data)
+    judge = Judge(reference, replace(data, part="held"), job.validation, job.metric, job.base)
+    decibels = round(judge.sqnr([model])[0], 2)
+    require_signal(decibels)
+    return {"sqnr_db": decibels}
 
 
 def _exact_kernels() -> bool:

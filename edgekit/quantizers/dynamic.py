@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InputError
-from edgekit.quantizers import _graph, _samples
+from edgekit.quantizers import _graph, _score
 from edgekit.quantizers._job import Job
-from edgekit.quantizers._samples import Samples
-from edgekit.quantizers._score import Judge, require_signal
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,13 +39,7 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
         )
     quantized = _by_onnxruntime(model, job.target.quantize.per_channel, job.target.quantize.weight_bits == 7)
     report: dict[str, Any] = {"method": "dynamic", "operators": dict(counts)}
-    if job.calibration is not None:
-        data = Samples(job.calibration, job.settings.samples)
-        _samples.check(model, data)
-        judge = Judge(model, replace(data, part="held"), job.validation, job.metric, job.base)
-        report["sqnr_db"] = round(judge.sqnr([quantized])[0], 2)
-        require_signal(report["sqnr_db"])
-    return quantized, report
+    return quantized, report | _score.judged(model, quantized, job)
 
 
 def _by_onnxruntime(model: ir.Model, per_channel: bool, reduce_range: bool) -> ir.Model:

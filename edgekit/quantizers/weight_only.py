@@ -6,15 +6,12 @@ makes its MatMulNBits of it when it loads the file, OpenVINO and TensorRT their 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InputError
-from edgekit.quantizers import _graph, _samples
+from edgekit.quantizers import _graph, _score
 from edgekit.quantizers._graph import add_constant, constant
 from edgekit.quantizers._job import Job
-from edgekit.quantizers._samples import Samples
-from edgekit.quantizers._score import Judge, require_signal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,13 +48,7 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
 
     model = common.RemoveUnusedNodesPass()(model).model
     report: dict[str, Any] = {"method": "weight_only", "bits": bits, "block": block, "layers": len(layers)}
-    if job.calibration is not None:
-        data = Samples(job.calibration, job.settings.samples)
-        _samples.check(model, data)
-        judge = Judge(reference, replace(data, part="held"), job.validation, job.metric, job.base)
-        report["sqnr_db"] = round(judge.sqnr([model])[0], 2)
-        require_signal(report["sqnr_db"])
-    return model, report
+    return model, report | _score.judged(reference, model, job)
 
 
 def _pack(graph: ir.Graph, node: ir.Node, weight: Array, bits: int, block: int) -> None:

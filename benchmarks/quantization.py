@@ -1,0 +1,324 @@
+"""edgekit's quantizers beside their peers: same model, same samples, latencies interleaved in one run.
+
+    python benchmarks/quantization.py --data DIR [--samples 512] [--onnx NAME=MODEL.onnx,SPOOL …] > quantization.md
+
+DIR holds cifar10-train.tar, cifar10-test.tar and resnet20-cifar10.pt. Further ONNX models with a spool of samples
+(``edgekit.spool``) have no labels here, so they are judged by signal-to-noise alone. Every quantizer runs in a process
+of its own, which is timed and whose peak memory is read; a peer that is not installed is a line that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit import spool
+
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
+STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
+ROUNDS, ROUND_S = 40, 0.03
+
+ORT = """
+import sys
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from edgekit import spool
+class Reader(CalibrationDataReader):
+    def __init__(self, folder): self.batches = iter(spool.read(folder).feeds())
+    def get_next(self): return next(self.batches, None)
+model, samples, out, method = sys.argv[1:5]
+quant_pre_process(model, out + ".pre", skip_symbolic_shape=True)
+quantize_static(out + ".pre", out, Reader(samples), per_channel=True, activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod[method])
+"""
+ORT_DYNAMIC = """
+import sys
+from onnxruntime.quantization import QuantType, quantize_dynamic
+quantize_dynamic(sys.argv[1], sys.argv[3], per_channel=True, weight_type=QuantType.QInt8)
+"""
+NNCF = """
+import sys, nncf, onnx
+from edgekit import spool
+batches = list(spool.read(sys.argv[2]).feeds())
+feeds = [{n: v[i:i + 1] for n, v in f.items()} for f in batches for i in range(len(next(iter(f.values()))))]
+done = nncf.quantize(onnx.load(sys.argv[1]), nncf.Dataset(feeds), subset_size=len(feeds),
+                     target_device=nncf.TargetDevice.CPU, fast_bias_correction=sys.argv[4] == "fast")
+onnx.save(done, sys.argv[3])
+"""
+EDGEKIT = """
+import json, sys
+from edgekit.quantizers import quantize_job
+from edgekit.target import load_target
+settings = {"samples": 10**6, **json.loads(sys.argv[5])}
+report = quantize_job(model=sys.argv[1], calibration=sys.argv[2], out=sys.argv[3], settings=settings,
+                      target=load_target(sys.argv[4]).model_dump(mode="json"))
+print(json.dumps({"corrections": report.get("corrections"), "calibration": report.get("calibration")}))
+"""
+QUANTIZERS: dict[str, tuple[str, list[str]]] = {
+    "edgekit, x86-cpu, auto": (EDGEKIT, ["x86-cpu", '{"method": "static"}']),
+    "edgekit, x86-cpu, minmax": (EDGEKIT, ["x86-cpu", '{"method": "static", "calibration": "minmax"}']),
+    "edgekit, x86-cpu, entropy": (EDGEKIT, ["x86-cpu", '{"method": "static", "calibration": "entropy"}']),
+    "edgekit, x86-openvino, auto": (EDGEKIT, ["x86-openvino", '{"method": "static"}']),
+    "edgekit, dynamic": (EDGEKIT, ["x86-cpu", '{"method": "dynamic"}']),
+    "onnxruntime, MinMax": (ORT, ["MinMax"]),
+    "onnxruntime, Entropy": (ORT, ["Entropy"]),
+    "onnxruntime, Percentile": (ORT, ["Percentile"]),
+    "onnxruntime, dynamic": (ORT_DYNAMIC, []),
+    "nncf": (NNCF, ["fast"]),
+    "nncf, accurate bias correction": (NNCF, ["accurate"]),
+}
+
+
+@dataclass
+class Row:
+    """One quantizer's result on one model."""
+
+    name: str
+    path: Path
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    note: str = ""
+    accuracy: float | None = None
+    sqnr: float | None = None
+    speedup: dict[str, float] = field(default_factory=dict)
+
+
+def quantize(name: str, model: Path, samples: Path, folder: Path, python: str) -> Row:
+    """Run one quantizer in a process of its own."""
+    code, arguments = QUANTIZERS[name]
+    row = Row(name, folder / f"{name.replace(' ', '_').replace(',', '')}.onnx")
+    command = [
+        python if code is NNCF else sys.executable,
+        "-c",
+        code,
+        str(model),
+        str(samples),
+        str(row.path),
+        *arguments,
+    ]
+    started = time.perf_counter()
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    row.seconds, row.peak_mib = time.perf_counter() - started, usage.ru_maxrss / 1024
+    if status or not row.path.exists():
+        row.note = (
+            (folder / "log").read_text().strip().splitlines()[-1][:90] if (folder / "log").stat().st_size else "failed"
+        )
+    return row
+
+
+def onnxruntime_session(path: Path) -> Callable[[dict[str, Any]], list[Any]]:
+    """One thread."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda feeds: session.run(None, feeds)
+
+
+def openvino_session(path: Path) -> Callable[[dict[str, Any]], list[Any]]:
+    """One thread; fp32 is fp32, not the CPU's bf16."""
+    import openvino as ov
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    request = ov.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    return lambda feeds: list(request.infer(feeds).values())
+
+
+RUNTIMES = {"ONNX Runtime": onnxruntime_session, "OpenVINO": openvino_session}
+
+
+def speedups(rows: list[Row], feeds: dict[str, Any], runtime: str) -> None:
+    """Median over rounds of the ratio to the first row within the round; the order within a round is random."""
+    runs: list[tuple[Row, Callable[[dict[str, Any]], list[Any]]]] = []
+    for row in rows:
+        try:
+            session = RUNTIMES[runtime](row.path)
+            session(feeds)
+            runs.append((row, session))
+        except Exception as error:
+            row.note = row.note or f"{runtime}: {str(error)[:60]}"
+    started = time.perf_counter()
+    runs[0][1](feeds)
+    repeats = max(1, int(ROUND_S / (time.perf_counter() - started)))
+    times = np.zeros((ROUNDS, len(runs)))
+    for number in range(ROUNDS):
+        for index in np.random.default_rng(number).permutation(len(runs)):
+            started = time.perf_counter()
+            for _ in range(repeats):
+                runs[index][1](feeds)
+            times[number, index] = time.perf_counter() - started
+    for index, (row, _) in enumerate(runs):
+        row.speedup[runtime] = float(np.median(times[:, 0] / times[:, index]))
+
+
+def judge(rows: list[Row], test: spool.Spool) -> None:
+    """Accuracy (where there are labels) and signal-to-noise against the first row, in ONNX Runtime."""
+    sessions = [onnxruntime_session(row.path) for row in rows]
+    hits, noise, signal, count = np.zeros(len(rows)), np.zeros(len(rows)), 0.0, 0
+    for feeds, labels in test:
+        outputs = [session(feeds)[0] for session in sessions]
+        count += len(outputs[0])
+        signal += float((outputs[0] ** 2).sum())
+        for index, output in enumerate(outputs):
+            noise[index] += float(((output - outputs[0]) ** 2).sum())
+            if labels is not None:
+                hits[index] += int((output.argmax(axis=1) == labels).sum())
+    for index, row in enumerate(rows):
+        row.accuracy = hits[index] / count if test.labelled else None
+        row.sqnr = float(10 * np.log10(signal / noise[index])) if noise[index] else None
+
+
+def table(title: str, rows: list[Row], failed: list[Row]) -> str:
+    """Markdown."""
+    lines = [f"## {title}", ""]
+    lines += [
+        "| | accuracy | signal-to-noise, dB | file, kB | × fp32, ONNX Runtime | × fp32, OpenVINO | s | peak, MiB |"
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        cells = [row.name, _number(row.accuracy, 4), _number(row.sqnr, 1), f"{row.path.stat().st_size / 1000:.0f}"]
+        cells += [_number(row.speedup.get(runtime), 2) for runtime in RUNTIMES]
+        cells += [_number(row.seconds or None, 1), _number(row.peak_mib or None, 0)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {row.name} | not run: {row.note} |  |  |  |  |  |  |" for row in failed]
+    return "\n".join([*lines, ""])
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def compare(title: str, model: Path, samples: Path, test: Path, names: list[str], python: str) -> str:
+    """Every quantizer on one model."""
+    with tempfile.TemporaryDirectory() as name:
+        made = [quantize(each, model, samples, Path(name), python) for each in names]
+        rows = [Row("fp32", model), *(row for row in made if row.path.exists())]
+        judge(rows, spool.read(test))
+        first = next(spool.read(samples).feeds())
+        for runtime in RUNTIMES:
+            speedups(rows, {key: value[:1] for key, value in first.items()}, runtime)
+        return table(title, rows, [row for row in made if not row.path.exists()])
+
+
+def cifar(data: Path, split: str) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
+    """Normalized images (3, 32, 32) and labels."""
+    from PIL import Image
+
+    with tarfile.open(data / f"cifar10-{split}.tar") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None
+            pixels = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"), np.float32).transpose(2, 0, 1)
+            yield (pixels / 255 - MEAN) / STD, CLASSES.index(member.name.split("/")[1])
+
+
+def spooled(images: list[tuple[Any, int]], folder: Path) -> Path:
+    """Batches of 64."""
+    parts = [images[i : i + 64] for i in range(0, len(images), 64)]
+    spool.write((({"x": np.stack([x for x, _ in p])}, np.array([y for _, y in p])) for p in parts), folder)
+    return folder
+
+
+def resnet20(data: Path, out: Path) -> Path:
+    """The CIFAR ResNet-20 (He et al. 2015, section 4.2) with the data's weights, exported and simplified."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    from edgekit import api
+
+    class Block(nn.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(outputs)
+            self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(outputs)
+            self.pad = outputs // 4 if stride != 1 or inputs != outputs else 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            if self.pad:
+                x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+            return F.relu(y + x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+            for stage, (inputs, outputs) in enumerate([(16, 16), (16, 32), (32, 64)], 1):
+                first = Block(inputs, outputs, 1 if stage == 1 else 2)
+                setattr(
+                    self, f"layer{stage}", nn.Sequential(first, Block(outputs, outputs, 1), Block(outputs, outputs, 1))
+                )
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+            return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    net = Net()
+    net.load_state_dict(torch.load(data / "resnet20-cifar10.pt", weights_only=True))
+    api.export(net.eval(), torch.zeros(2, 3, 32, 32), out=out)
+    return out
+
+
+def main() -> None:
+    """Print one table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("EDGEKIT_TEST_DATA"))
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--onnx", action="append", default=[], metavar="NAME=MODEL.onnx,SPOOL")
+    parser.add_argument("--only", action="append", default=[], help="a part of a quantizer's name")
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has nncf")
+    options = parser.parse_args()
+    names = [n for n in QUANTIZERS if not options.only or any(part in n for part in options.only)]
+    print("# Post-training quantization, side by side\n")
+    print(f"Made by `benchmarks/quantization.py`; {json.dumps(_facts())}\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.data:
+            chosen = np.random.default_rng(0).permutation(25_000)[: options.samples]
+            train = dict(enumerate(cifar(Path(options.data), "train")))
+            samples = spooled([train[int(i)] for i in chosen], folder / "samples")
+            test = spooled(list(cifar(Path(options.data), "test")), folder / "test")
+            model = resnet20(Path(options.data), folder / "resnet20.onnx")
+            static = [n for n in names if "dynamic" not in n]
+            print(
+                compare(
+                    f"ResNet-20, CIFAR-10, {options.samples} samples", model, samples, test, static, options.peer_python
+                )
+            )
+        for entry in options.onnx:
+            title, _, rest = entry.partition("=")
+            path, _, split = rest.partition(",")
+            print(compare(title, Path(path), Path(split), Path(split), names, options.peer_python))
+
+
+def _facts() -> dict[str, Any]:
+    from edgekit import machine
+
+    packages = ("onnxruntime", "openvino", "numpy", "onnx")
+    return {"cpu": machine.cpu_name(), "threads": 1, **{p: v for p, v in machine.versions().items() if p in packages}}
+
+
+if __name__ == "__main__":
+    main()
