@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics as truth
 
 from edgekit import metrics, rooms
-from edgekit.errors import InputError, StageError
+from edgekit.errors import InputError, StageError, UnavailableError
 from edgekit.metrics import _intervals
 from edgekit.recipe import MetricSection
 
@@ -223,6 +223,18 @@ def test_user_metric_that_is_wrong(tmp_path: Path, body: str, problem: str) -> N
     assert problem in str(caught.value)
     if "IndexError" in problem:
         assert caught.value.where.endswith("mine.py:2")
+
+
+def test_a_board_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs the library says so; what does not, works."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    logits, labels = classification()
+    assert 0 < metric("accuracy").score([logits], labels) < 1
+    with pytest.raises(UnavailableError, match="not available here") as caught:
+        metric("f1").score([logits], labels)
+    assert "edgekit-compiler[compress]" in caught.value.remedy
 
 
 def test_names_and_options_are_checked() -> None:

@@ -99,7 +99,22 @@ def case(libraries: str, bindings: str, folder: str) -> dict[str, Any]:
         refused = ""
     except edgekit_tensorrt.BundleError as error:
         refused = error.problem
+
+    def opened(**change: str) -> str:
+        made = {"tensorrt": world.real.__version__, "gpu": "Orin (8.7)", "driver": "any", "sha256": "-", **change}
+        ready = Path(folder) / "model.engine"
+        ready.write_bytes(b"an engine")
+        ready.with_name("model.engine.json").write_text(json.dumps(made))
+        try:
+            edgekit_tensorrt.open_model(ready, facts)
+        except edgekit_tensorrt.BundleError as error:
+            return str(error.problem)
+        return ""
+
+    foreign = [opened(), opened(gpu="H100 (9.0)"), opened(tensorrt="8.6.1"), opened(driver="535.1"),
+               opened(gpu="Ampere or newer"), opened(gpu="compute capability 8.7")]  # fmt: skip
     return {
+        "foreign": foreign,
         "shapes": [list(o.shape) for o in (*one, *four)],
         "built": [built, again, other, len(world.named("Builder.build_serialized_network"))],
         "copied": library.copied[:4],
@@ -136,6 +151,8 @@ def test_every_call_fits_the_real_binding(tmp_path: Path, monkeypatch: pytest.Mo
     assert made["host_code"] == [False]
     assert made["left"] == []
     assert "(5, 3, 8, 8)" in made["refused"]
+    told = [text.partition("(")[2].partition(":")[0] for text in made["foreign"]]
+    assert told == ["", "gpu", "tensorrt", "driver", "", ""]
 
 
 # What trtexec does with the flags that the runner gives it, by ONNX Runtime; flags that it has not are an error.

@@ -117,7 +117,7 @@ class Remote:
         """
         token = secrets.token_hex(8)
         store = f"cat 2>&1 >>{path}; code=$?; cat >/dev/null"  # what can't be stored is drained, so that we hear why
-        command = f"sh -c 'echo edgekit-begin {token}; {store}; echo; echo edgekit-end {token} $code'"
+        command = f"sh -c 'cd; echo edgekit-begin {token}; {store}; echo; echo edgekit-end {token} $code'"
         code, out, errors = self._ssh(command, source, limit_s)
         answer = self._parsed(token, code, out, errors)
         if answer.code:

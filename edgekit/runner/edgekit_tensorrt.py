@@ -37,16 +37,21 @@ def open_model(path: Path, run: Dict[str, Any]) -> Run:
         return Trtexec(tool, path, run).run
     cuda = Cuda(run["options"]["device"])
     logger = trt.Logger(trt.Logger.ERROR)
-    bound = [trt.__version__, cuda.name, cuda.capability, cuda.driver]
-    engine_file = kept(path, run, bound, lambda out: build(trt, logger, path, run, out))
+    if path.suffix == ".engine":
+        check_fingerprint(path, trt.__version__, cuda)
+        engine_file = path
+    else:
+        bound = [trt.__version__, cuda.name, cuda.capability, cuda.driver]
+        engine_file = kept(path, run, bound, lambda out: build(trt, logger, path, run, out))
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = False
     if run["options"]["dla_core"] is not None:
         runtime.DLA_core = run["options"]["dla_core"]
     engine = runtime.deserialize_cuda_engine(engine_file.read_bytes())
     if engine is None:
-        engine_file.unlink()
-        raise BundleError(3, "TensorRT refuses the engine that was kept", "run again: it will be built anew")
+        if engine_file != path:
+            engine_file.unlink()
+        raise BundleError(3, "TensorRT refuses the engine", "run again: one that was built here is built anew")
     return Engine(trt, cuda, runtime, engine).run
 
 
@@ -69,6 +74,29 @@ def kept(path: Path, run: Dict[str, Any], bound: List[Any], make: Callable[[Path
         if fresh.exists():
             fresh.unlink()
     return file
+
+
+def check_fingerprint(path: Path, version: str, cuda: Any) -> None:
+    """Refuse an engine that was built for another machine, before TensorRT reads a byte of it."""
+    try:
+        made = json.loads(path.with_name(path.name + ".json").read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(2, "the engine's fingerprint can't be read", "make the bundle again") from error
+    words = [word for word in cuda.driver.split() if word[:1].isdigit() and "." in word]
+    here = {
+        "tensorrt": (version, version.split(".")[0] + ".*"),
+        "gpu": (f"{cuda.name} ({cuda.capability})", f"compute capability {cuda.capability}", "Ampere or newer"),
+        "driver": ("any", *words[:1], cuda.driver),
+    }
+    for key, fitting in here.items():
+        if made.get(key) not in fitting:
+            raise BundleError(
+                4,
+                f"this engine was built for another machine ({key}: {str(made.get(key))[:80]}, here {fitting[0]})",
+                "make a bundle for a target that compiles on the device, or one on this machine",
+            )
+    if made["gpu"] == "Ampere or newer" and float(cuda.capability) < 8:
+        raise BundleError(4, f"this engine needs an Ampere GPU or newer; this is a {cuda.name}", "use another GPU")
 
 
 def build(trt: Any, logger: Any, path: Path, run: Dict[str, Any], out: Path) -> None:
@@ -211,7 +239,7 @@ class Trtexec:
         self.tool, self.path, self.facts = tool, path, run
         self.manifest = json.loads((path.parent / "manifest.json").read_text())
         bound = [self._call("--help")[:200], read("proc/driver/nvidia/version", "etc/nv_tegra_release")]
-        self.engine = kept(path, run, bound, self._build)
+        self.engine = path if path.suffix == ".engine" else kept(path, run, bound, self._build)
 
     def _build(self, out: Path) -> None:
         options = self.facts["options"]
