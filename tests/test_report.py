@@ -7,6 +7,7 @@ import csv
 import functools
 import hashlib
 import io
+import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -439,7 +440,12 @@ def test_the_specifications_are_valid_vega_lite(monkeypatch: pytest.MonkeyPatch)
     )
     html_of(sample())
     assert len(drawn) >= 15
+    kinds = {}
     for spec in drawn:
+        parts = json.loads(spec)
+        kinds[str([layer["mark"] for layer in parts.get("layer", [parts])])] = spec
+    assert len(kinds) >= 5
+    for spec in kinds.values():
         altair.Chart.from_json(spec, validate=True)
 
 
@@ -547,7 +553,9 @@ def test_no_name_gets_out_of_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(charts, "available", lambda: False)
     usual = Page(html_of(hostile("plain")))
     for name in NAMES:
-        contained(hostile(name), usual)
+        record = hostile(name)
+        record["variants"] = record["variants"][::4]  # one of each state and stage is enough
+        contained(record, usual)
 
 
 @needs_charts

@@ -173,7 +173,7 @@ def ranges(rows: Sequence[Row], label: str) -> str:
                 "p90": p90 * factor,
                 "p99": p99 * factor,
                 "link": f"{charts.ROW_LINK}{row.number}",
-                "text": f"{row.label}\nmedian {words.milliseconds(median)} {words.interval(row.latency_ci)}\n"
+                "text": f"{row.label}\nmedian {words.milliseconds_with(median, row.latency_ci)}\n"
                 f"p90 {words.milliseconds(row.p90)}, p99 {words.milliseconds(row.p99)}",
             }
         )

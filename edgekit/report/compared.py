@@ -139,12 +139,12 @@ def _section(
         kind = "loss" if "lost speed" in remark or "worse" in remark else "gain" if "gained" in remark else None
         lines.append([*cells, el("b", remark, class_=kind) if kind else remark])
     differing: list[list[Child]] = [list(entry) for entry in inputs[:MOST_DIFFERENCES]]
-    what = table("Inputs that differ", ["Input", "Before", "After"], differing, numbers_from=9)
+    what = table("Inputs that differ", ["Input", "Before", "After"], differing)
     differ = el("summary", _differ(inputs))
     return el(
         "section",
         el("h2", name),
-        table(caption, headings(comparison), lines, numbers_from=9),
+        table(caption, headings(comparison), lines),
         el("details", differ, what, open=len(inputs) <= 12) if inputs else el("p", f"Inputs: {_NOTHING}."),
     )
 

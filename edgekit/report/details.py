@@ -20,6 +20,8 @@ _LABELS = {
     "git": "Revision of edgekit",
     "git_revision": "Revision",
     "memory_bytes": "Memory",
+    "arch": "Architecture",
+    "frequency_mhz.now": "Frequency, MHz",
 }
 MOST_FACTS = 120
 MOST_LAYERS = 20
@@ -42,7 +44,6 @@ def _detail(row: Row, *, whole: bool) -> Html:
     facts: list[tuple[str, Child]] = [
         ("Backend", row.backend),
         ("Why", row.reason),
-        ("In words", [el("p", words.sentence(line)) for line in row.explain] if row.explain else ""),
         ("Latency", _latency(row)),
         ("First inference", words.milliseconds(row.first_ms)),
         ("Parameters", words.count(row.parameters)),
@@ -66,11 +67,13 @@ def _detail(row: Row, *, whole: bool) -> Html:
             [s.name, words.seconds(s.seconds), "yes" if s.cached else "no", words.size(s.size_bytes), s.parity]
             for s in row.stages
         ],
+        numbers=range(1, 4),
     )
     return el(
         "details",
         el("summary", el("b", words.short(row.variant or row.id, 80)), f" on {words.short(row.target, 60)}"),
         el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in known], class_="facts"),
+        [el("p", words.sentence(line)) for line in row.explain],
         stages if row.stages else None,
         _pruned(row),
         _floating(row),
@@ -83,10 +86,10 @@ def _detail(row: Row, *, whole: bool) -> Html:
 def _latency(row: Row) -> str:
     if row.latency is None:
         return ""
-    parts = [f"median {words.milliseconds(row.latency)} {words.interval(row.latency_ci)}".rstrip()]
+    parts = [f"median {words.milliseconds_with(row.latency, row.latency_ci)}"]
     parts += [f"{name} {words.milliseconds(v)}" for name, v in (("p90", row.p90), ("p99", row.p99)) if v is not None]
     if row.runs is not None:
-        parts.append(f"{words.count(row.runs)} inferences")
+        parts.append(f"{words.count(row.runs)} fresh processes")
     return ", ".join(parts)
 
 
@@ -116,7 +119,7 @@ def _pruned(row: Row) -> Child:
     ]
     caption = "What pruning took from each layer"
     head = ["Layer", "Channels", "Multiply-adds", "Parameters", "Left whole because"]
-    return _fold(caption, table(caption, head, lines[:MOST_FACTS], numbers_from=9), aside=True) if lines else None
+    return _fold(caption, table(caption, head, lines[:MOST_FACTS]), aside=True) if lines else None
 
 
 def _from_to(entry: dict[str, Any], key: str) -> str:
@@ -144,7 +147,7 @@ def _floating(row: Row) -> Child:
         for e in layers
     ]
     caption = "Layers that do not run in int8, the costliest first"
-    return table(caption, ["Layer", "Operator", "Runs in", "Multiply-adds", "Why"], lines, numbers_from=9)
+    return table(caption, ["Layer", "Operator", "Runs in", "Multiply-adds", "Why"], lines)
 
 
 # Keys that stand elsewhere on the page; what else a row brings is shown as it is.
@@ -162,7 +165,7 @@ def _rest(raw: dict[str, Any]) -> Child:
     return (
         _fold(
             "More of the record",
-            table("More of the record", ["Key", "Value"], lines[:MOST_FACTS], numbers_from=9),
+            table("More of the record", ["Key", "Value"], lines[:MOST_FACTS]),
             aside=True,
         )
         if lines
@@ -186,17 +189,24 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def environment(results: dict[str, Any], rows: list[Row]) -> Html:
     """The machine, the versions, and what was not measured and why."""
-    facts = list(flat(results.get("environment") or {}))[:MOST_FACTS]
+    facts = [(name, _fact(name, value)) for name, value in flat(results.get("environment") or {})][:MOST_FACTS]
     lines: list[list[Child]] = [[_LABELS.get(name, _heading(name)), value] for name, value in facts]
     missing = list(_not_measured(results, rows))
     return el(
         "section",
         el("h2", "Where it was measured"),
-        table("The machine and the versions", ["What", "Value"], lines, numbers_from=9) if lines else None,
+        table("The machine and the versions", ["What", "Value"], lines) if lines else None,
         [el("h3", "Not measured, and why"), el("ul", [el("li", line) for line in missing])] if missing else None,
         _warnings(results),
         id="environment",
     )
+
+
+def _fact(name: str, value: str) -> str:
+    """A fact of the environment as people read it."""
+    if name.endswith("_bytes") and value.isdigit():
+        return words.size(float(value))
+    return {"True": "yes", "False": "no"}.get(value, value)
 
 
 def _heading(name: str) -> str:
@@ -217,7 +227,8 @@ def _not_measured(results: dict[str, Any], rows: list[Row]) -> Iterator[str]:
         mine = [row for row in rows if row.target == target]
         for status in ("built", "unavailable", "failed"):
             for reason in dict.fromkeys(row.reason for row in mine if row.status == status):
-                yield f"{target}: latency and memory, because {reason or f'its rows are only {status}'}"
+                why = words.sentence(words.because(reason) or f"its rows are {status}")
+                yield f"{target}: latency and memory. {why}"
     measured = [row for row in rows if row.status == "ok"]
     for what, lacking in (
         ("latency", [row.label for row in measured if row.latency is None]),
@@ -235,8 +246,9 @@ def repeat(results: dict[str, Any], best: Row | None) -> Html:
         f"edgekit bundle . --target {_shell(best.target)} --variant {_shell(best.variant)} --out device" if best else ""
     )
     commands = [
-        ("Run it again; refuses if an input has changed", "edgekit run recipe.toml --locked --out again"),
-        ("Compare both runs", "edgekit report results.json again/results.json"),
+        ("Run it again here; refuses if an input has changed", "edgekit run recipe.toml --locked --out ."),
+        ("Measure it again elsewhere", "edgekit run recipe.toml --remeasure --out again"),
+        ("Compare both", "edgekit report results.json again/results.json"),
         ("Check every artifact's hash", "edgekit verify ."),
         ("Pack the best variant for its device", bundle),
     ]
@@ -250,7 +262,7 @@ def repeat(results: dict[str, Any], best: Row | None) -> Html:
         _fold("The recipe, as resolved", el("pre", el("code", toml.dumps(recipe)), tabindex="0"))
         if isinstance(recipe, dict) and recipe
         else None,
-        _fold("The lock: hashes and versions of what went in", table("Lock", ["What", "Value"], lock, numbers_from=9))
+        _fold("The lock: hashes and versions of what went in", table("Lock", ["What", "Value"], lock))
         if lock
         else None,
         id="repeat",

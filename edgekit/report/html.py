@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+_NONE = range(0)
 _VOID = {"br", "col", "hr", "input", "link", "meta"}
 
 
@@ -62,19 +63,20 @@ def group(*children: Child) -> Html:
     return Html(markup(children))
 
 
-def table(caption: str, head: list[str], body: Iterable[list[Child]], *, numbers_from: int = 1) -> Html:
-    """A plain table; columns from ``numbers_from`` on are right-aligned, the first cell heads its row."""
+def table(caption: str, head: list[str], body: Iterable[list[Child]], *, numbers: range = _NONE) -> Html:
+    """A plain table that scrolls by itself; the first cell heads its row, the columns of ``numbers`` stand right."""
 
     def cell(index: int, child: Child) -> Html:
-        kind = "num" if index >= numbers_from else None
+        kind = "num" if index in numbers else None
         return el("th", child, scope="row") if index == 0 else el("td", child, class_=kind)
 
+    titles = [el("th", title, scope="col", class_="num" if i in numbers else None) for i, title in enumerate(head)]
     return el(
         "div",
         el(
             "table",
             el("caption", caption),
-            el("thead", el("tr", [el("th", t, scope="col") for t in head])),
+            el("thead", el("tr", titles)),
             el("tbody", [el("tr", [cell(i, c) for i, c in enumerate(line)]) for line in body]),
         ),
         class_="scroll",

@@ -300,29 +300,36 @@ def _gate(results: dict[str, Any]) -> Html | None:
     checks = list(objects(part(results, "gate").get("checks")))
     if not checks:
         return None
-    says = {True: "✓ holds", False: "✕ broken", None: "? can't tell"}
     order = {False: 0, None: 1, True: 2}
-    lines: list[list[Child]] = [
-        [
-            text(c, "variant"),
-            text(c, "name"),
-            says.get(c.get("passed"), "?"),
-            _plain(c.get("value")),
-            _plain(c.get("limit")),
-            _used(c),
-            text(c, "message") or text(c, "sentence"),
-        ]
-        for c in sorted(checks, key=lambda c: order.get(c.get("passed"), 1))
-    ]
+    lines = [_check(c) for c in sorted(checks, key=lambda c: order.get(c.get("passed"), 1))]
     head = ["Variant", "Limit on", "Verdict", "Value", "Limit", "Of it used", "In words"]
     open_ = sum(c.get("passed") is not True for c in checks)
     summary = f"{words.counted(len(checks), 'check')}, {open_} not passed"
-    shown = el(
-        "details", el("summary", summary), table("The gate's checks", head, lines, numbers_from=9), open=open_ > 0
-    )
+    all_ = table("The gate's checks", head, lines, numbers=range(3, 6))
     notes = part(results, "gate").get("notes")
     told = [el("li", str(note)) for note in notes] if isinstance(notes, list) else []
-    return el("section", el("h2", "Gate"), shown, el("ul", told, class_="hint") if told else None, id="gate")
+    return el(
+        "section",
+        el("h2", "Gate"),
+        el("details", el("summary", summary), all_, open=open_ > 0),
+        el("details", el("summary", words.counted(len(told), "note")), el("ul", told)) if told else None,
+        id="gate",
+    )
+
+
+def _check(check: dict[str, Any]) -> list[Child]:
+    """One check as the cells of its table."""
+    says = {True: "✓ holds", False: "✕ broken", None: "? can't tell"}
+    variant, name = text(check, "variant"), text(check, "name")
+    return [
+        variant,
+        name.replace("_", " "),
+        says.get(check.get("passed"), "?"),
+        _plain(check.get("value")),
+        _plain(check.get("limit")),
+        _used(check),
+        text(check, "sentence").removeprefix(f"{variant}: {name}: "),
+    ]
 
 
 def _used(check: dict[str, Any]) -> str:
@@ -338,4 +345,4 @@ def _used(check: dict[str, Any]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return words.MISSING if value is None else str(value)
-    return words.digits(value, 4) if isinstance(value, int | float) else str(value)
+    return f"{value + 0.0:.4g}" if isinstance(value, int | float) else str(value)

@@ -57,7 +57,9 @@ def _against_cost(rows: list[Row], target: str, metric: str, draw: bool) -> Iter
             [s.row.variant, show(s.x), words.metric_text(s.y, metric), "yes" if s.front else "no"]
             for s in sorted(found, key=lambda s: s.x)
         ]
-        beside = table(label, ["Variant", what.capitalize(), words.title(metric), "On the front"], lines)
+        beside = table(
+            label, ["Variant", what.capitalize(), words.title(metric), "On the front"], lines, numbers=range(1, 3)
+        )
         drawing = scatter.scatter(rows, axis, metric, label) if draw else None
         yield figure(drawing, el("b", label), beside, target=target)
 
@@ -100,7 +102,7 @@ def stages(rows: list[Row], draw: bool) -> Html | None:
     for row in known:
         after = {stage.name: words.metric_text(stage.metric, metric) for stage in row.stages}
         lines.append([row.label, *(after.get(stage, "") for stage in names)])
-    beside = table(f"{name} after each stage", ["Variant", *names], lines)
+    beside = table(f"{name} after each stage", ["Variant", *names], lines, numbers=range(1, 99))
     if not figures:
         return el("section", el("h2", f"{name} by stage"), beside, id="stages")
     hint = f"On {words.short(known[0].target, 40)}, all on one scale: what each stage took (−, red) or gave (+, blue)."
@@ -138,7 +140,7 @@ def _ranges(rows: list[Row], draw: bool) -> Html | None:
         [row.variant, *(words.milliseconds(v) for v in (row.latency, row.p90, row.p99, row.first_ms))]
         for row in measured
     ]
-    beside = table(label, ["Variant", "Median", "p90", "p99", "First inference"], lines)
+    beside = table(label, ["Variant", "Median", "p90", "p99", "First inference"], lines, numbers=range(1, 5))
     drawing = bars.ranges(measured[:MOST_BARS], label) if draw else None
     return figure(drawing, el("b", label), beside, target=target)
 
@@ -167,7 +169,7 @@ def _operators(rows: list[Row], draw: bool) -> Html | None:
         for name, parts in lines
         for kind, spent in list(parts.items())[:MOST_BARS]
     ]
-    beside = table(label, ["Variant", "Operator", "Time", "Share"], body, numbers_from=2)
+    beside = table(label, ["Variant", "Operator", "Time", "Share"], body, numbers=range(2, 4))
     caption: list[Child] = [el("b", label), ", by the runtime's own profiler, which slows it down: the shares count."]
     return figure(bars.stacked(lines, label) if draw else None, caption, beside, target=rows[0].target)
 
@@ -179,6 +181,6 @@ def _sensitivity(rows: list[Row], draw: bool) -> Html | None:
         return None
     label = f"Layers of {words.short(row.variant, 40)} that mind int8 most, on {words.short(row.target, 40)}"
     items = [(layer.name, layer.value, layer.shown) for layer in found.layers[:MOST_BARS]]
-    beside = table(label, ["Layer", found.title], [[name, shown] for name, _, shown in items])
+    beside = table(label, ["Layer", found.title], [[name, shown] for name, _, shown in items], numbers=range(1, 2))
     drawing = bars.bars(items, found.title, label) if draw else None
     return figure(drawing, [el("b", label), f". {found.meaning}"], beside, target=row.target)

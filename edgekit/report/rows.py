@@ -172,11 +172,22 @@ def _stage(raw: dict[str, Any]) -> Stage:
     )
 
 
+# What a stage is checked by, as people read it.
+_PARITY = {
+    "max_abs": "greatest difference",
+    "max_rel": "relative",
+    "agreement": "same answers",
+    "metric_delta": "metric moved by",
+    "tolerance": "allowed",
+}
+
+
 def _parity(parity: Any) -> str:
-    """``against the export: greatest difference 1.1e-06 (relative 3e-07)``, from whatever the stage said."""
+    """``greatest difference 1.1e-06, relative 3e-07``, from whatever the stage said."""
     if not isinstance(parity, dict):
         return "" if parity is None else str(parity)
-    return ", ".join(f"{key} {_value(value)}" for key, value in parity.items() if not isinstance(value, dict | list))
+    told = {key: value for key, value in parity.items() if not isinstance(value, dict | list)}
+    return ", ".join(f"{_PARITY.get(key, key.replace('_', ' '))} {_value(value)}" for key, value in told.items())
 
 
 def _value(value: Any) -> str:

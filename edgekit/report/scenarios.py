@@ -47,7 +47,7 @@ def _table(name: str, rows: list[Row]) -> Html | None:
     if not keys:
         return None
     body: list[list[Child]] = [[row.label, *(_shown(key, point) for key in keys)] for row, point in lines]
-    return table(_TITLES.get(name, name), ["Variant", *(_heading(key) for key in keys)], body)
+    return table(_TITLES.get(name, name), ["Variant", *(_heading(key) for key in keys)], body, numbers=range(1, 99))
 
 
 def _heading(key: str) -> str:

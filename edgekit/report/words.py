@@ -137,6 +137,14 @@ def milliseconds(value: float | None) -> str:
     return f"{digits(value / 1000)} s" if abs(value) >= 10_000 else f"{digits(value)} ms"
 
 
+def milliseconds_with(value: float | None, bounds: Interval | None) -> str:
+    """A time and its interval in one unit: ``31.5 µs [31.4, 31.8]``."""
+    if value is None or bounds is None:
+        return milliseconds(value)
+    factor = 1000 if milliseconds(value).endswith("µs") else 0.001 if milliseconds(value).endswith(" s") else 1
+    return f"{milliseconds(value)} {interval((bounds[0] * factor, bounds[1] * factor))}"
+
+
 def seconds(value: float | None) -> str:
     """A time given in seconds: ``0.4 s``, ``3 min 20 s``."""
     if value is None:
