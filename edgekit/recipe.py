@@ -108,7 +108,8 @@ class PruneSection(Section):
     Attributes:
         method: A member of ``edgekit/pruners``, or the path of the user's own ``.py``.
         ratio: Share of the channels of every free group to remove.
-        scope: ``local``: the same share of each group; ``global``: the weakest anywhere.
+        scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
+            size, from each group as much as the outputs bear, measured on the calibration data.
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs, target_parameters: A goal instead of a ratio: a share of the original's, 0 to 1.
@@ -118,7 +119,7 @@ class PruneSection(Section):
 
     method: str = "magnitude"
     ratio: float = Field(0.3, ge=0, lt=1)
-    scope: Literal["local", "global"] = "local"
+    scope: Literal["local", "global", "sensitivity"] = "local"
     ratios: dict[str, float] = Field(default_factory=dict)
     protect: tuple[str, ...] = ()
     target_macs: float | None = Field(None, gt=0, le=1)

@@ -415,6 +415,33 @@ def test_embedding_and_tied_output() -> None:
     assert result.model.state_dict()["embed.weight"].shape == (30, 10)
 
 
+def test_frozen_and_integer_parameters_and_half_precision() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(pooled(F.relu(m.a(x)))) * m.scale
+
+    scale = nn.Parameter(torch.tensor([1, 2, 3, 4]), requires_grad=False)
+    model = Layers(forward, a=conv(3, 20), head=nn.Linear(20, 4), scale=scale)
+    model.a.requires_grad_(False)
+    result = edgekit.prune(model, IMAGE, ratio=0.4)
+    assert result.macs[1] < 0.7 * result.macs[0]
+    trains = {name: p.requires_grad for name, p in result.model.named_parameters()}
+    assert trains == {"a.weight": False, "a.bias": False, "head.weight": True, "head.bias": True, "scale": False}
+    half = edgekit.prune(model.to(torch.bfloat16), IMAGE.to(torch.bfloat16), ratio=0.4)
+    assert half.model.state_dict()["a.weight"].dtype == torch.bfloat16
+    assert half.macs[1] < 0.7 * half.macs[0]
+
+
+def test_hooks_act_in_the_graph_and_are_said() -> None:
+    from edgekit import console
+
+    console.clear_warnings()
+    model = model_of()
+    model.a.register_forward_hook(lambda module, inputs, output: output * 2)
+    result = edgekit.prune(model, IMAGE, ratio=0.0)
+    torch.testing.assert_close(result.model(IMAGE), model(IMAGE))
+    assert any("hooks" in text and "'a'" in text for text in console.warnings())
+
+
 def test_a_module_used_twice_stays_one() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = F.relu(m.stem(x))
@@ -520,8 +547,23 @@ def test_goals_are_reached(scope: str) -> None:
     assert 0.4 < result.parameters[1] / result.parameters[0] <= 0.5
 
 
+@pytest.mark.parametrize("goal", ["target_macs", "target_parameters"])
+def test_sensitivity_takes_channels_where_the_outputs_bear_it(goal: str) -> None:
+    model = model_of(32)
+    with torch.no_grad():
+        model.b.weight[:, 8:] *= 1e-4  # three quarters of what a makes is hardly heard
+        model.a.weight[8:] *= 1e-4
+    batches = [(torch.randn(8, 3, 16, 16), None)]
+    equal = edgekit.prune(model, IMAGE, calibration=batches, **{goal: 0.4})
+    fitted = edgekit.prune(model, IMAGE, scope="sensitivity", calibration=batches, **{goal: 0.4})
+    before, after = getattr(fitted, goal.removeprefix("target_"))
+    assert after <= 0.4 * before
+    expected = model(IMAGE)
+    assert (fitted.model(IMAGE) - expected).norm() < 0.5 * (equal.model(IMAGE) - expected).norm()
+
+
 def test_a_goal_out_of_reach_says_what_could_be() -> None:
-    with pytest.raises(InputError, match="at least 0.0"):
+    with pytest.raises(InputError, match=r"at least 0.0"):
         edgekit.prune(model_of(40), IMAGE, target_macs=0.0001)
 
 

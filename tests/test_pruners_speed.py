@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import edgekit
 from edgekit import child, exported
 from edgekit.errors import InputError
-from edgekit.pruners import _cost, _speed, prune_job
+from edgekit.pruners import _cost, _descent, _speed, prune_job
 from edgekit.target import load_target
 
 TARGET = load_target("x86-cpu")
@@ -48,7 +48,7 @@ def test_layers_are_timed_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("count", [1, 3, 16, 32, 64, 100, 256, 2048])
 def test_widths_go_down_from_the_whole(count: int) -> None:
-    widths = _speed._widths(count)
+    widths = _descent.widths(count)
     assert widths[0] == count
     assert widths == sorted(set(widths), reverse=True)
     assert widths[-1] >= 1
@@ -93,10 +93,12 @@ def honest(line: Any, number: int, gone: Tensor) -> float:
 
 
 def stairs_of(plan: Any) -> Any:
-    return _speed._Costs(plan, [_speed._widths(len(g.members)) for g in plan.groups], TARGET, "fp32")
+    return _speed._Costs(plan, [_descent.widths(len(g.members)) for g in plan.groups], TARGET, "fp32")
 
 
-def test_widths_are_those_that_this_machine_likes(archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_widths_are_those_that_this_machine_likes(
+    archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_cost, "measured", stairs)
     monkeypatch.setattr(_speed._Line, "speed", honest)
     report = run(archive, 2.0, tmp_path)
@@ -106,7 +108,9 @@ def test_widths_are_those_that_this_machine_likes(archive: str, tmp_path: Path, 
     assert edgekit.load(tmp_path / "out.pt2")(torch.randn(3, 3, 8, 8)).shape == (3, 4)
 
 
-def test_a_pessimist_of_a_cost_model_is_corrected(archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pessimist_of_a_cost_model_is_corrected(
+    archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_cost, "measured", stairs)
     monkeypatch.setattr(_speed._Line, "speed", lambda line, n, gone: 1 + (honest(line, n, gone) - 1) * 0.5)
     report = run(archive, 1.9, tmp_path)

@@ -78,7 +78,8 @@ def prune(
         ratio: Share of the channels of every free group to remove, in [0, 1).
         method: A member of ``edgekit/pruners`` (``magnitude``, ``l2``, ``bn_scale``, ``lamp``, ``taylor`` …), or the
             path of a ``.py`` file with ``rank(group) -> scores``.
-        scope: ``local``: the same share of each group; ``global``: the weakest anywhere.
+        scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
+            size, from each group as much as the outputs bear, measured on ``calibration`` (else on the example).
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs: A goal instead of a ratio: multiply-adds as a share of the original's.
@@ -160,7 +161,7 @@ def _in_range(settings: Mapping[str, Any]) -> None:
                 f"{name} is {value!r}; it is a share of the original's, in (0, 1]",
                 remedy="0.5 asks for half of the original's",
             )
-    if settings.get("scope", "local") not in ("local", "global"):
-        raise InputError(f"scope is {settings['scope']!r}", remedy='use "local" or "global"')
+    if settings.get("scope", "local") not in ("local", "global", "sensitivity"):
+        raise InputError(f"scope is {settings['scope']!r}", remedy='use "local", "global" or "sensitivity"')
     if settings.get("iterations", 1) < 1:
         raise InputError(f"iterations is {settings['iterations']!r}", remedy="use 1 or more")

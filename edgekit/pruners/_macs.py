@@ -35,12 +35,18 @@ def total(analysis: Analysis, nodes: list[Node], cut: Cut | None, batch: int) ->
 
 def parameters(analysis: Analysis, cut: Cut | None) -> int:
     """Elements of all parameters, tied ones once."""
-    seen: dict[int, int] = {}
+    shape: Shape = cut.shape if cut else (lambda value: value.shape)
+    return sum(prod(shape(analysis.value(node))) for node in parameter_nodes(analysis))
+
+
+def parameter_nodes(analysis: Analysis) -> list[Node]:
+    """The nodes that name a parameter, one for each that are tied."""
+    seen: dict[int, Node] = {}
     for node in analysis.module.graph.nodes:
         value = analysis.values.get(node)
         if node.op == "get_attr" and isinstance(value, Value) and is_parameter(analysis, node):
-            seen[id(value)] = prod(cut.shape(value) if cut else value.shape)
-    return sum(seen.values())
+            seen.setdefault(id(value), node)
+    return list(seen.values())
 
 
 def is_parameter(analysis: Analysis, node: Node) -> bool:

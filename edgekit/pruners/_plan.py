@@ -196,7 +196,7 @@ def _no_layer(key: str, pattern: str, names: Any) -> InputError:
 
 def chosen(plan: Plan, wish: Wish) -> Tensor:
     """Which bundles go, bool (bundles,)."""
-    whole, goal = _goal(plan, wish)
+    whole, goal = goal_of(plan, wish)
     if goal is None:
         return _at(plan, wish, wish.ratio)
     low, high = 0.0, 1.0
@@ -215,12 +215,18 @@ def chosen(plan: Plan, wish: Wish) -> Tensor:
     return _at(plan, wish, high)
 
 
-def _goal(plan: Plan, wish: Wish) -> tuple[Any, float | None]:
+def goal_of(plan: Plan, wish: Wish) -> tuple[Any, float | None]:
+    """What a goal is counted in, and its value; None where a ratio is asked for."""
     if wish.target_macs is not None:
         return plan.macs, wish.target_macs * plan.macs()
     if wish.target_parameters is not None:
         return plan.parameters, wish.target_parameters * plan.parameters()
     return None, None
+
+
+def count_at(plan: Plan, wish: Wish) -> float:
+    """The multiply-adds that the wish's ratio leaves when every group loses the same share."""
+    return plan.macs(plan.cut(_at(plan, wish, wish.ratio)))
 
 
 def _at(plan: Plan, wish: Wish, ratio: float) -> Tensor:

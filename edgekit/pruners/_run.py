@@ -14,7 +14,7 @@ from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import Pruned, _macs, _mask
 from edgekit.pruners._coupling import Value, attribute
-from edgekit.pruners._plan import Outcome, Wish, layer_name, prune_once
+from edgekit.pruners._plan import Outcome, Plan, Wish, chosen, count_at, goal_of, layer_name, prune_once
 
 
 def pruned(
@@ -39,7 +39,9 @@ def pruned(
         gradients = None
         if getattr(member, "NEEDS_GRADIENTS", False):
             gradients = _gradients(current, calibration)
-        outcomes.append(prune_once(current, _part(wish, step, steps, outcomes), member.rank, gradients))
+        part = _part(wish, step, steps, outcomes)
+        choose = _by_sensitivity(current, calibration) if part.scope == "sensitivity" else None
+        outcomes.append(prune_once(current, part, member.rank, gradients, choose))
         current = outcomes[-1].module
     return _result(outcomes)
 
@@ -94,6 +96,38 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
             loss = torch.nn.functional.cross_entropy(classes, target.long())
         loss.backward()
     return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+
+
+def _by_sensitivity(module: Exported, calibration: Any) -> Any:
+    """Widths by what they save for each bit of output that they disturb, measured on the data."""
+    from edgekit.pruners import _descent
+    from edgekit.pruners._sensitivity import disturbances
+
+    def choose(plan: Plan, wish: Wish) -> Tensor:
+        count, goal = goal_of(plan, wish)
+        if goal is None:
+            count, goal = plan.macs, count_at(plan, wish)
+        whole = count(plan.cut(_descent.none_of(plan)))
+        steps = [_descent.widths(len(group.members), fine=True) for group in plan.groups]
+        losses = disturbances(plan, steps, _descent.order_of(plan), _descent.samples(module, calibration))
+        ledger = _ledger(plan, wish)
+        path = _descent.descend(plan, steps, ledger, losses, goal / whole)
+        if path.predicted[-1] * whole > goal:
+            return chosen(plan, wish)  # beyond the narrowest widths that were tried: the same share of each
+        return path.gone[-1]
+
+    return choose
+
+
+def _ledger(plan: Plan, wish: Wish) -> Any:
+    """What nodes cost in the goal's own measure: parameters, or multiply-adds of one sample."""
+    from edgekit.pruners._descent import Ledger
+
+    analysis = plan.analysis
+    if wish.target_parameters is not None:
+        nodes = _macs.parameter_nodes(analysis)
+        return Ledger(plan, nodes, lambda n, cut: _size(cut.shape(analysis.value(n))))
+    return Ledger(plan, plan.costly, lambda n, cut: _macs.macs_of(analysis, n, cut.shape) / plan.batch)
 
 
 def _fast(

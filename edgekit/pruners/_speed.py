@@ -11,11 +11,9 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -24,24 +22,27 @@ from edgekit.console import note, progress
 from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import _cost
+from edgekit.pruners._descent import (
+    SAMPLES,
+    Descent,
+    Ledger,
+    descend,
+    gone_of,
+    none_of,
+    order_of,
+    samples,
+    touched,
+    widths,
+)
 from edgekit.pruners._macs import macs_of
-from edgekit.pruners._plan import Plan, feeds_for
+from edgekit.pruners._plan import Plan
 from edgekit.pruners._rewrite import Cut, rewrite
 from edgekit.pruners._rules_math import bound
+from edgekit.pruners._sensitivity import disturbances
 from edgekit.target import Target
 
 SLACK = 0.03  # a goal counts as reached this far below it: what a short measurement can't tell apart
 TRIALS = 6
-SAMPLES = 64
-LEAST = 0.125  # of a group's channels that stay
-
-
-@dataclass
-class Descent:
-    """Ever smaller models: for each, which bundles go, and the predicted time as a share of the original's."""
-
-    gone: list[Tensor]
-    predicted: list[float]
 
 
 def choose(
@@ -57,76 +58,43 @@ def choose(
     """
     target = Target.model_validate(latency["target"])
     precision = str(latency.get("precision", "fp32"))
-    steps = [_widths(len(group.members)) for group in plan.groups]
+    steps = [widths(len(group.members)) for group in plan.groups]
     costs = _Costs(plan, steps, target, precision)
-    losses = _losses(plan, steps, module, calibration)
-    path = _descend(plan, steps, costs, losses, goal)
+    losses = disturbances(plan, steps, order_of(plan), samples(module, calibration))
+    path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         line = _Line(plan, target, precision, Path(folder), calibration)
         return _searched(plan, path, goal, line)
-
-
-def _widths(count: int) -> list[int]:
-    """The widths at which a group of so many channels is costed, widest first."""
-    step = max(1, 4 if count <= 32 else 8 if count <= 128 else 16 if count <= 256 else count // 16)
-    least = max(1, math.ceil(count * LEAST))
-    return [count, *(w for w in range(count // step * step, 0, -step) if least <= w < count)]
-
-
-def _order(plan: Plan) -> list[Tensor]:
-    """Each group's members, weakest first."""
-    return [g.members[plan.importance[g.members].argsort(stable=True)] for g in plan.groups]
-
-
-def _gone(plan: Plan, order: list[Tensor], kept: list[int]) -> Tensor:
-    gone = torch.zeros(plan.solved.count, dtype=torch.bool)
-    for members, width in zip(order, kept, strict=True):
-        gone[members[: len(members) - width]] = True
-    return gone
 
 
 class _Costs:
     """Predicted milliseconds of the layers of a cut."""
 
     def __init__(self, plan: Plan, steps: list[list[int]], target: Target, precision: str) -> None:
-        self.plan = plan
-        self.nodes = [n for n in plan.costly if _spec(plan, n, plan.cut(_none(plan)), target.run.batch)]
-        self.batch = target.run.batch
-        order = _order(plan)
+        self.plan, self.batch = plan, target.run.batch
+        whole, order = plan.cut(none_of(plan)), order_of(plan)
+        built = [n for n in plan.costly if _spec(plan, n, whole, self.batch)]
         wanted: set[_cost.Spec] = set()
-        for node in self.nodes:
-            near = [i for i, g in enumerate(plan.groups) if self._touches(node, g.members)]
-            for kept in _combinations(steps, near):
-                cut = plan.cut(_gone(plan, order, kept))
-                spec = _spec(plan, node, cut, self.batch)
-                assert spec is not None
-                wanted.add(spec)
+        for node in built:
+            for kept in _combinations(steps, list(touched(plan, node))):
+                if spec := _spec(plan, node, plan.cut(gone_of(plan, order, kept)), self.batch):
+                    wanted.add(spec)
         note(f"timing {len(wanted)} layers at their widths on {target.name} ({precision})")
         self.times = _cost.measured(wanted, target, precision)
-        whole = plan.cut(_none(plan))
-        known = sum(macs_of(plan.analysis, n, whole.shape) for n in self.nodes)
-        self.per_mac = sum(self.times[s] for n in self.nodes if (s := _spec(plan, n, whole, self.batch))) / max(
-            known, 1
-        )
+        known = sum(macs_of(plan.analysis, n, whole.shape) for n in built)
+        self.per_mac = sum(self.node(n, whole) for n in built) / max(known, 1)
+        self.ledger = Ledger(plan, plan.costly, self.node)
 
-    def _touches(self, node: Node, members: Tensor) -> bool:
-        solved, mine = self.plan.solved, set(members.tolist())
-        for n in (node, *node.all_input_nodes):
-            value = self.plan.analysis.values.get(n)
-            for v in value if isinstance(value, list) else [value]:
-                for ids in v.layers.values() if v is not None else ():
-                    if mine & set(solved.of[ids].reshape(-1).tolist()):
-                        return True
-        return False
+    def node(self, node: Node, cut: Cut) -> float:
+        """Milliseconds of one layer: as timed, else by its multiply-adds."""
+        spec = _spec(self.plan, node, cut, self.batch)
+        if spec in self.times:
+            return self.times[spec]
+        return macs_of(self.plan.analysis, node, cut.shape) * self.per_mac
 
     def of(self, cut: Cut) -> float:
         """Milliseconds of all layers that multiply."""
-        total = 0.0
-        for node in self.plan.costly:
-            spec = _spec(self.plan, node, cut, self.batch) if node in self.nodes else None
-            known = self.times.get(spec) if spec else None
-            total += macs_of(self.plan.analysis, node, cut.shape) * self.per_mac if known is None else known
-        return total
+        return sum(self.node(node, cut) for node in self.plan.costly)
 
 
 def _combinations(steps: list[list[int]], near: list[int]) -> Iterable[list[int]]:
@@ -140,10 +108,6 @@ def _combinations(steps: list[list[int]], near: list[int]) -> Iterable[list[int]
             for j in near[place + 1 :] if len(near) <= 3 else ():
                 for other in steps[j]:
                     yield [other if n == j else w for n, w in enumerate(one)]
-
-
-def _none(plan: Plan) -> Tensor:
-    return torch.zeros(plan.solved.count, dtype=torch.bool)
 
 
 def _spec(plan: Plan, node: Node, cut: Cut, batch: int) -> _cost.Spec | None:
@@ -165,55 +129,6 @@ def _spec(plan: Plan, node: Node, cut: Cut, batch: int) -> _cost.Spec | None:
     return None
 
 
-@torch.no_grad()
-def _losses(plan: Plan, steps: list[list[int]], module: Exported, calibration: Any) -> list[list[float]]:
-    """How much the outputs move when one group alone is cut to each of its widths (relative squared error)."""
-    from edgekit.pruners._sensitivity import disturbances
-
-    return disturbances(plan, steps, _order(plan), samples(module, calibration))
-
-
-def samples(module: Exported, calibration: Any) -> list[Any]:
-    """Flat inputs to judge by: calibration samples, or the example."""
-    from edgekit.exported import feeds_of
-
-    feeds = feeds_for(module)
-    if calibration is None or not all("name" in leaf for leaf in module.meta["edgekit"]["leaves"]):
-        return feeds
-    found: list[Tensor] = []
-    for inputs, _ in calibration:
-        batch = list(feeds_of(module, inputs).values())
-        found = [torch.cat([a, b]) for a, b in zip(found, batch, strict=True)] if found else batch
-        if len(found[0]) >= SAMPLES:
-            break
-    return [t[:SAMPLES] for t in found] or feeds
-
-
-def _descend(plan: Plan, steps: list[list[int]], costs: _Costs, losses: list[list[float]], goal: float) -> Descent:
-    """Cut, step by step, whichever group to whichever width saves most time for each bit of output disturbed."""
-    order = _order(plan)
-    at = [0] * len(steps)
-    kept = [s[0] for s in steps]
-    now = whole = costs.of(plan.cut(_none(plan)))
-    path = Descent([_none(plan)], [1.0])
-    while now > whole / (goal * 1.6):
-        best: tuple[float, int, int, float] | None = None
-        for g, widths in enumerate(steps):
-            for place in range(at[g] + 1, len(widths)):
-                trial = [widths[place] if n == g else w for n, w in enumerate(kept)]
-                then = costs.of(plan.cut(_gone(plan, order, trial)))
-                price = max(losses[g][place] - losses[g][at[g]], 1e-9)
-                if then < now and (best is None or (now - then) / price > best[0]):
-                    best = ((now - then) / price, g, place, then)
-        if best is None:
-            break
-        _, g, place, now = best
-        at[g], kept[g] = place, steps[g][place]
-        path.gone.append(_gone(plan, order, kept))
-        path.predicted.append(now / whole)
-    return path
-
-
 class _Line:
     """Builds whole models as the line will, and measures them against the original, interleaved."""
 
@@ -229,7 +144,7 @@ class _Line:
         from edgekit.recipe import MeasureSection
 
         if number not in self.speeds:
-            pair = (("original", 0, _none(self.plan)), ("pruned", number, gone))
+            pair = (("original", 0, none_of(self.plan)), ("pruned", number, gone))
             rows = [Row(id=name, artifact=self._build(n, g), backend=self.target.backend) for name, n, g in pair]
             settings = MeasureSection(pairs=4, max_pairs=6, budget_s=40, precision=0.02)
             measured = measure_rows(rows, self.target, settings)[1]

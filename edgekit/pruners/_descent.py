@@ -1,0 +1,152 @@
+"""Which group loses how many channels: whatever saves most for each bit of output that it disturbs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgekit.exported._graphmodule import Exported
+from edgekit.pruners._plan import Plan, feeds_for
+from edgekit.pruners._rewrite import Cut
+
+SAMPLES = 64
+LEAST = 0.125  # of a group's channels that stay
+
+
+@dataclass
+class Descent:
+    """Ever smaller models: for each, which bundles go, and the predicted time as a share of the original's."""
+
+    gone: list[Tensor]
+    predicted: list[float]
+
+
+def widths(count: int, *, fine: bool = False) -> list[int]:
+    """The widths that are tried for a group of so many channels, widest first.
+
+    Args:
+        fine: Sixteenths of the group; else the steps at which kernels may change.
+    """
+    coarse = 4 if count <= 32 else 8 if count <= 128 else 16 if count <= 256 else count // 16
+    step = max(1, count // 16 if fine else coarse)
+    least = max(1, math.ceil(count * LEAST))
+    return [count, *(w for w in range(count // step * step, 0, -step) if least <= w < count)]
+
+
+def order_of(plan: Plan) -> list[Tensor]:
+    """Each group's members, weakest first."""
+    return [g.members[plan.importance[g.members].argsort(stable=True)] for g in plan.groups]
+
+
+def gone_of(plan: Plan, order: list[Tensor], kept: list[int]) -> Tensor:
+    gone = torch.zeros(plan.solved.count, dtype=torch.bool)
+    for members, width in zip(order, kept, strict=True):
+        gone[members[: len(members) - width]] = True
+    return gone
+
+
+def none_of(plan: Plan) -> Tensor:
+    return torch.zeros(plan.solved.count, dtype=torch.bool)
+
+
+def samples(module: Exported, calibration: Any) -> list[Any]:
+    """Flat inputs to judge by: calibration samples, or the example."""
+    from edgekit.exported import feeds_of
+
+    feeds = feeds_for(module)
+    if calibration is None or not all("name" in leaf for leaf in module.meta["edgekit"]["leaves"]):
+        return feeds
+    found: list[Tensor] = []
+    for inputs, _ in calibration:
+        batch = list(feeds_of(module, inputs).values())
+        found = [torch.cat([a, b]) for a, b in zip(found, batch, strict=True)] if found else batch
+        if len(found[0]) >= SAMPLES:
+            break
+    return [t[:SAMPLES] for t in found] or feeds
+
+
+class Ledger:
+    """What a model costs at given widths, node by node; each node is asked once for each of its own widths.
+
+    Args:
+        nodes: The nodes that cost something.
+        cost: What one of them costs in a cut model.
+    """
+
+    def __init__(self, plan: Plan, nodes: list[Node], cost: Callable[[Node, Cut], float]) -> None:
+        self.plan, self.nodes, self.cost = plan, nodes, cost
+        self.order = order_of(plan)
+        self.near = {node: touched(plan, node) for node in nodes}
+        self.of_group = [[n for n in nodes if g in self.near[n]] for g in range(len(plan.groups))]
+        self.known: dict[tuple[Node, tuple[int, ...]], float] = {}
+
+    def at(self, node: Node, kept: list[int]) -> float:
+        """What a node costs where the groups keep so many channels."""
+        near = self.near[node]
+        key = (node, tuple(kept[g] for g in near))
+        if key not in self.known:
+            gone = none_of(self.plan)
+            for g in near:
+                gone[self.order[g][: len(self.order[g]) - kept[g]]] = True
+            self.known[key] = self.cost(node, self.plan.cut(gone))
+        return self.known[key]
+
+    def total(self, kept: list[int]) -> float:
+        """What the model costs."""
+        return sum(self.at(node, kept) for node in self.nodes)
+
+    def change(self, kept: list[int], group: int, width: int) -> float:
+        """What it would cost more if one group kept ``width`` channels."""
+        trial = [width if n == group else w for n, w in enumerate(kept)]
+        return sum(self.at(n, trial) - self.at(n, kept) for n in self.of_group[group])
+
+
+def touched(plan: Plan, node: Node) -> tuple[int, ...]:
+    """The groups whose channels lie in a node's inputs or outputs."""
+    owner = torch.full((plan.solved.count,), -1)
+    for number, group in enumerate(plan.groups):
+        owner[group.members] = number
+    found: set[int] = set()
+    for n in (node, *node.all_input_nodes):
+        held = plan.analysis.values.get(n)
+        for value in held if isinstance(held, list) else [held]:
+            for ids in value.layers.values() if value is not None else ():
+                found |= set(owner[plan.solved.of[ids]].unique().tolist())
+    return tuple(sorted(found - {-1}))
+
+
+def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[list[float]], floor: float) -> Descent:
+    """Cut, step by step, whichever group to whichever width saves most for each bit of output disturbed.
+
+    Args:
+        steps: Each group's widths, widest first.
+        ledger: What a cut model costs: milliseconds, multiply-adds, parameters.
+        losses: What each of those widths disturbs, from :func:`edgekit.pruners._sensitivity.disturbances`.
+        floor: Stop at this share of the whole cost.
+    """
+    at = [0] * len(steps)
+    kept = [s[0] for s in steps]
+    now = whole = ledger.total(kept)
+    path = Descent([none_of(plan)], [1.0])
+    while now > whole * floor:
+        best: tuple[float, int, int, float] | None = None
+        for g, choices in enumerate(steps):
+            for place in range(at[g] + 1, len(choices)):
+                change = ledger.change(kept, g, choices[place])
+                price = max(losses[g][place] - losses[g][at[g]], 1e-9)
+                if change < 0 and (best is None or -change / price > best[0]):
+                    best = (-change / price, g, place, change)
+        if best is None:
+            break
+        _, g, place, change = best
+        now += change
+        at[g], kept[g] = place, steps[g][place]
+        path.gone.append(gone_of(plan, ledger.order, kept))
+        path.predicted.append(now / whole)
+    return path
