@@ -281,7 +281,7 @@ def pickled(value: Any) -> bytes:
 def test_pickle_in_the_sample_inputs_is_refused_and_not_run(archive: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     bad = rewritten(archive, lambda n, d: pickled(((Canary(canary),), {})) if "sample_inputs" in n else d)
-    with pytest.raises(InputError, match="refused.*sample inputs ask for pickle"):
+    with pytest.raises(InputError, match=r"refused.*sample inputs ask for pickle"):
         exported.load(bad)
     assert not canary.exists()
 
@@ -296,7 +296,7 @@ def test_a_pickled_weight_is_refused_and_not_run(archive: Path, tmp_path: Path) 
             return json.dumps(config).encode()
         return pickled(Canary(canary)) if name.startswith("data/weights/") else data
 
-    with pytest.raises(InputError, match="'head.bias' is stored as a pickle"):
+    with pytest.raises(InputError, match=r"'head\.bias' is stored as a pickle"):
         exported.load(rewritten(archive, change))
     assert not canary.exists()
 
@@ -380,7 +380,7 @@ def test_truncated_archives_are_refused(archive: Path) -> None:
     data = archive.read_bytes()
     for part in range(1, 16):
         archive.write_bytes(data[: len(data) * part // 16])
-        with pytest.raises(InputError, match="damaged|archive"):
+        with pytest.raises(InputError, match=r"damaged|archive"):
             exported.load(archive)
 
 
