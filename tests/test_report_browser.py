@@ -167,7 +167,7 @@ CONTRAST = """
     const element = node.parentElement;
     const seen = node.data.trim() && element.getClientRects().length && element.tagName !== "SCRIPT";
     const inPicture = element.namespaceURI.endsWith("svg");
-    if (!seen || (inPicture && element.getAttribute("stroke"))) continue;
+    if (!seen) continue;
     const style = getComputedStyle(element);
     const [b, a] = [light(parse(inPicture ? style.fill : style.color)), light(behind(element))].sort((x, y) => x - y);
     const ratio = (a + 0.05) / (b + 0.05);

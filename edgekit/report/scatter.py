@@ -69,22 +69,16 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
     x_low, y_low = {**x, "field": "x_low"}, {**y, "field": "y_low"}
     front = charts.values([d for d in sorted(data, key=lambda d: (d["x"], d["y"])) if d["front"]])
     names = charts.values(_names(found, data, x_frame, y_frame))
-    text: dict[str, Any] = {"align": "left", "baseline": "middle", "fontSize": 12}
+    # With a halo, which the style sheet draws under the letters: lines pass behind the names.
+    halo: dict[str, Any] = {"stroke": PAPER, "strokeWidth": 4}
+    names_mark = charts.mark("text", align="left", baseline="middle", fontSize=12, color=INK, fill=INK, **halo)
     line = charts.mark("line", color=BLUE, strokeDash=[5, 4], interpolate="step-after", opacity=0.7)
     bar = charts.mark("rule", color=SOFT, opacity=0.5)
     layers = [
         charts.layer(line, front, x=x, y=y),
         charts.layer(bar, charts.values(told), x=x_low, x2={"field": "x_high"}, y=y),
         charts.layer(bar, charts.values(told), x=x, y=y_low, y2={"field": "y_high"}),
-        # A halo under the names: lines pass behind them.
-        charts.layer(
-            charts.mark("text", color=PAPER, stroke=PAPER, strokeWidth=4, **text),
-            names,
-            x=x,
-            y=y,
-            text={"field": "text"},
-        ),
-        charts.layer(charts.mark("text", color=INK, **text), names, x=x, y=y, text={"field": "text"}),
+        charts.layer(names_mark, names, x=x, y=y, text={"field": "text"}),
         *(_points(data, x, y, kind) for kind in ("other", "front", "original")),
     ]
     return charts.svg({"height": HEIGHT, "data": charts.values(data), "layer": layers}, label)
