@@ -42,4 +42,4 @@ class Scheme(BaseModel):
     quantize_skips: bool = False
     products: bool = False
     absorb_clip: bool = True
-    prepare: tuple[str, ...] = ("mean_to_pool", "shortcut_to_conv", "pad_channels")
+    prepare: tuple[str, ...] = ("mean_to_pool", "shortcut_to_conv", "pad_channels", "unfold_transpose")

@@ -24,7 +24,7 @@ from quantizing import (
 import edgekit
 from edgekit import console, spool
 from edgekit.errors import InputError, StageError
-from edgekit.quantizers import quantize_job
+from edgekit.quantizers import _graph, _prepare, quantize_job
 from edgekit.target import load_target
 
 
@@ -128,6 +128,61 @@ def test_openvinos_scheme_leaves_convolutions_outputs_float(rng: np.random.Gener
     skip = next(n for n in made.graph.node if n.op_type == "Add")
     assert "r1_dq" in skip.input
     assert report["sqnr_db"] > 25
+
+
+def test_each_rule_keeps_what_is_computed(rng: np.random.Generator, tmp_path: Path) -> None:
+    """The rules on graphs made for them, against ONNX Runtime's answer for the graph before."""
+    shortcut = graph(
+        [
+            helper.make_node("Slice", ["x", "start", "end", "axes", "step"], ["s"], "crop"),
+            helper.make_node("Pad", ["s", "amounts"], ["y"], "pad"),
+        ],
+        ["batch", 3, 16, 16],
+        {
+            "start": np.zeros(2, np.int64),
+            "end": np.full(2, 2**31 - 1),
+            "axes": np.array([2, 3]),
+            "step": np.full(2, 2),
+            "amounts": np.array([0, 2, 0, 0, 0, 1, 0, 0]),
+        },
+    )
+    keys = graph(
+        [
+            helper.make_node("Reshape", ["x", "three"], ["a"], "first"),
+            helper.make_node("Transpose", ["a"], ["b"], "turn", perm=[0, 2, 1]),
+            helper.make_node("Reshape", ["b", "four"], ["y"], "last"),
+        ],
+        ["batch", 3, 16, 8],
+        {"three": np.array([-1, 16, 8]), "four": np.array([-1, 3, 8, 16])},
+    )
+    cases = {"shortcut_to_conv": shortcut, "unfold_transpose": keys, "mean_to_pool": residual_net(rng)}
+    cases["pad_channels"] = residual_net(rng)
+    for rule, model in cases.items():
+        shape = [4] + [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+        data = rng.normal(size=shape).astype(np.float32)
+        onnx.save(model, tmp_path / "before.onnx")
+        changed = _graph.load(tmp_path / "before.onnx")
+        assert _prepare.prepare(changed, [rule]) == {rule: 1}
+        _graph.save(changed, tmp_path / "after.onnx")
+        after = onnx.load(tmp_path / "after.onnx")
+        assert [n.op_type for n in after.graph.node] != [n.op_type for n in model.graph.node]
+        np.testing.assert_allclose(run(model, data), run(after, data), atol=1e-5, err_msg=rule)
+
+
+def test_rules_leave_alone_what_only_looks_alike(rng: np.random.Generator, tmp_path: Path) -> None:
+    patches = graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], "patches", strides=[4, 4])],
+        ["batch", 3, 16, 16],
+        {"w": rng.normal(size=(8, 3, 4, 4)).astype(np.float32)},
+    )
+    rows = graph(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], "rows", keepdims=1)],
+        ["batch", 3, 16, 16],
+        {"axes": np.array([2])},
+    )
+    for model in (patches, rows):
+        onnx.save(model, tmp_path / "m.onnx")
+        assert _prepare.prepare(_graph.load(tmp_path / "m.onnx"), list(_prepare.RULES)) == {}
 
 
 def test_auto_takes_the_candidate_with_the_most_signal(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -261,6 +316,8 @@ def test_the_guard_ranks_layers_and_puts_them_back(rng: np.random.Generator, tmp
     assert gains == sorted(gains, reverse=True)
     assert {row["layer"] for row in tight["float"]} >= set(kept)
     assert tight["size_bytes"] > loose["size_bytes"]
+    assert tight["price"]["bytes_ratio"] > 1
+    assert tight["price"]["latency_ratio_here"] > 0
 
 
 def test_a_model_of_another_tool_is_taken_as_it_is(rng: np.random.Generator, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgekit import console
 from edgekit.errors import InputError, StageError
+from edgekit.quantizers import _graph
 from edgekit.quantizers._draft import Draft
-from edgekit.quantizers._samples import Samples
+from edgekit.quantizers._samples import Samples, fixed_batch
 from edgekit.quantizers._score import Judge
 
 RANKED_ON = 16  # samples
+ROUNDS = 15  # of the latency's comparison
 
 
 def guard(draft: Draft, judge: Judge, max_drop: float) -> tuple[Draft, dict[str, Any]]:
@@ -44,7 +47,8 @@ def guard(draft: Draft, judge: Judge, max_drop: float) -> tuple[Draft, dict[str,
     sensitivity = [
         {"layer": name, "metric_or_sqnr": gain, "kept_float": i < kept} for i, (name, gain) in enumerate(ranking)
     ]
-    return chosen, {"drop": drop(chosen), "drop_before": found, "sensitivity": sensitivity}
+    price = _price(draft, chosen, judge)
+    return chosen, {"drop": drop(chosen), "drop_before": found, "sensitivity": sensitivity, "price": price}
 
 
 def rank(draft: Draft, judge: Judge) -> list[tuple[str, float]]:
@@ -57,6 +61,31 @@ def rank(draft: Draft, judge: Judge) -> list[tuple[str, float]]:
         for name in console.track(names, "ranking layers")
     ]
     return sorted(gains, key=lambda pair: -pair[1])
+
+
+def _price(before: Draft, after: Draft, judge: Judge) -> dict[str, float]:
+    """What the guard costs: bytes of constants, and latency in ONNX Runtime on this machine, after / before.
+
+    The latency is the median of ratios of runs that alternate; on a machine without integer kernels for the
+    target it only says how the work moved.
+    """
+    import numpy as np
+
+    models = [draft.build() for draft in (before, after)]
+    sizes = [
+        sum(v.const_value.nbytes for v in m.graph.initializers.values() if v.const_value is not None) for m in models
+    ]
+    sessions = [_graph.session(model, optimized=True) for model in models]
+    feeds = dict(next(judge.samples.groups(fixed_batch(judge.model) or 1, full=True)))
+    ratios = []
+    for _ in range(ROUNDS):
+        took = []
+        for session in sessions:
+            started = time.perf_counter()
+            session.run(None, feeds)
+            took.append(time.perf_counter() - started)
+        ratios.append(took[1] / took[0])
+    return {"bytes_ratio": round(sizes[1] / sizes[0], 4), "latency_ratio_here": round(float(np.median(ratios)), 3)}
 
 
 def _is_product(draft: Draft, name: str) -> bool:
