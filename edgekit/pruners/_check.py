@@ -83,17 +83,18 @@ class Masked(torch.fx.Interpreter):
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The greatest difference relative to the greatest value; infinite where one is not finite."""
+    """The greatest difference relative to the greatest value; infinite where only one is not finite."""
     if a.numel() == 0:
         return 0.0
-    a, b = a.double(), b.double()
+    a, b = (t if t.dtype == torch.float64 else t.float() for t in (a, b))
+    worst, scale = (a - b).abs().max(), a.abs().max()
+    if bool(worst.isfinite() & scale.isfinite()):
+        return float(worst / scale.clamp_min(1e-12))
+    same = (a == b) | (a.isnan() & b.isnan())  # masks of -inf, alike in both
     both = a.isfinite() & b.isfinite()
-    if not bool((both | (a == b) | (a.isnan() & b.isnan())).all()):
+    if not bool((same | both).all()):
         return float("inf")
-    a, b = a[both], b[both]
-    if a.numel() == 0:
-        return 0.0
-    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
+    return difference(a[both], b[both])
 
 
 @dataclass(frozen=True)
