@@ -18,7 +18,7 @@ import pytest
 from report_sample import NAMES, hostile, many, mixed, row, sample
 from rich.console import Console
 
-from edgekit import report
+from edgekit import report, result
 from edgekit.errors import StageError
 from edgekit.report import charts, findings, words
 from edgekit.report.page import page
@@ -85,6 +85,11 @@ def small() -> dict[str, Any]:
     record = sample()
     record["variants"] = [v for v in record["variants"] if v["target"] in ("x86-cpu", "nvidia-gpu")]
     return record
+
+
+def test_the_samples_of_these_tests_are_valid_records() -> None:
+    result.validate(sample())
+    result.validate(many(40))
 
 
 # ── the files ─────────────────────────────────────────────────────────────────────────────
