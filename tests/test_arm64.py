@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import record_maker as make
+from test_deploy import Server, config, keys, tools  # noqa: F401 (keys is a fixture)
 
-from edgekit import bundle, target
+from edgekit import bundle, deploy, result, target
 
 FOLDER = os.environ.get("EDGEKIT_TEST_ARM64", "")
 QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
@@ -58,3 +59,37 @@ def test_no_latency_is_told(bundles: dict[str, Path]) -> None:
     report = run(bundles["int8"], "bench", "--seconds", "0.1")
     assert report["latency_ms"] is None
     assert report["first_inference_ms"] is None
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="the OpenSSH client is not installed")
+def test_deployed_over_ssh_it_proves_numerics_and_no_number_is_recorded(
+    bundles: dict[str, Path],
+    keys: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """A device whose Python is an ARM64 one: preflight, transfer, check and bench all run inside the emulator."""
+    path = tools(tmp_path / "bin", None)
+    root = Path(FOLDER) / "root"
+    for name, text in {
+        "python3": f'PYTHONPATH={root}/site exec {QEMU} -L {root} {root}/usr/bin/python3.11 "$@"',
+        "uname": '[ "$1" = -m ] && echo aarch64 || echo 6.6.0',
+    }.items():
+        (path / name).unlink(missing_ok=True)
+        (path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (path / name).chmod(0o755)
+    (tmp_path / "home").mkdir()
+    device = Server(tmp_path / "home", path, keys / "user", keys / "host")
+    device.start()
+    rec = shutil.copytree(bundles["int8"].parent / "rec", tmp_path / "rec")
+    try:
+        settings = config(tmp_path, keys, device.port)
+        (outcome,) = deploy.deploy(bundles["int8"], ["device"], ssh_config=settings, seconds=0.1, results=rec)
+    finally:
+        device.stop()
+    assert (outcome.status, outcome.reason) == ("ok", "")
+    assert outcome.check is not None
+    assert outcome.check["device"]["arch"] == "aarch64"
+    assert outcome.check["difference"] <= outcome.check["tolerance"]
+    row = result.load_results(rec)["variants"][1]
+    assert (row["status"], row["latency_ms"]) == ("built", None)
+    assert row["devices"][0]["numerics_only"] == "this processor is emulated"
