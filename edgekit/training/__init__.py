@@ -48,7 +48,8 @@ class TrainJob:
         teacher: The original to distil from, ``.pt2`` or ``.onnx``; None where ``settings.distill`` is 0.
         weights: For ``qat``: the float ``.onnx`` that the student was quantized from; its weights are finer than
             the integers, which else are where training starts.
-        metric: Picks the best epoch on ``validation``; None: the validation loss does.
+        metric: Picks the best epoch on ``validation``; without it, and where only the teacher is followed
+            (``distill = 1``), the validation loss does.
         base: The recipe's folder: a user's loss or metric file starts there.
     """
 
@@ -101,7 +102,8 @@ def train(
 
     Returns:
         ``{"epochs": run, "best_epoch": kept (0: the untrained), "metric": its value or None,
-        "metric_name", "history": [{"epoch", "loss", "metric", "learning_rate", "seconds"}]}``.
+        "metric_name", "history": [{"epoch", "loss", "metric", "validation_loss", "learning_rate", "seconds"}]}``;
+        epoch 0 is the untrained model, and what was not measured is None.
 
     Raises:
         InputError: Data, labels, loss or settings that do not fit the model.
@@ -121,7 +123,9 @@ def train(
 
         return work(job, data=data, loss=loss)
     threads = max(1, len(os.sched_getaffinity(0)) // job.settings.processes)
-    return child.call("edgekit.training:launch", job=job.to_json(), timeout_s=timeout_s, threads=threads)
+    # Waiting threads must sleep: where other programs run, spinning ones make each step several times as long.
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return child.call("edgekit.training:launch", job=job.to_json(), timeout_s=timeout_s, threads=threads, env=waiting)
 
 
 def launch(job: dict[str, Any]) -> dict[str, Any]:

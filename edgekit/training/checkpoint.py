@@ -10,7 +10,7 @@ from edgekit.console import warn
 from edgekit.store import write_bytes
 
 NAME = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def save(folder: Path, digest: str, state: dict[str, Any]) -> None:

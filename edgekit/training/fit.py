@@ -34,7 +34,7 @@ class Task:
         teacher: Likewise; None where nothing is distilled.
         train, validation: The data; without validation the last epoch is kept.
         loss: Against labels. distill: Against the teacher.
-        score: The metric of ``(outputs, labels)`` as arrays; None: the validation loss is used.
+        score: The metric of ``(outputs, labels)`` as arrays; None: there is none, or there are no labels.
         higher_is_better: Of ``score``.
         scratch: Where checkpoints go; None: nowhere.
         digest: Of the job: a checkpoint of another one is left alone.
@@ -60,6 +60,7 @@ class _Progress:
     epoch: int = 0
     best: int = 0
     best_value: float | None = None
+    best_metric: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -217,13 +218,14 @@ class _Run:
 
     def judge(self, loss: float | None, seconds: float) -> None:
         """Measure this epoch on the validation data; keep its weights if they are the best."""
-        value = self.validate() if self.task.validation is not None else None
-        progress = self.progress
+        metric, validation_loss = self.validate() if self.task.validation is not None else (None, None)
+        value, progress = (validation_loss if self.by_loss() else metric), self.progress
         progress.history.append(
             {
                 "epoch": progress.epoch,
                 "loss": loss,
-                "metric": value,
+                "metric": metric,
+                "validation_loss": validation_loss,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "seconds": round(seconds, 3),
             }
@@ -231,38 +233,57 @@ class _Run:
         if self.settings.schedule == "plateau" and value is not None and loss is not None:
             self.schedule.step(-value if self.higher() else value)
         if value is None or progress.best_value is None or self.is_better(value, progress.best_value):
-            progress.best, progress.best_value = progress.epoch, value
+            progress.best, progress.best_value, progress.best_metric = progress.epoch, value, metric
             self.best_state = {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
 
-    def validate(self) -> float:
-        """The metric (or, without one, the loss) on the validation data; the batches are dealt out to the processes."""
-        import numpy as np
+    def validate(self) -> tuple[float | None, float | None]:
+        """The metric and, where epochs are judged by it, the loss; the batches are dealt out to the processes."""
         import torch
         from accelerate.utils import gather_object
 
         assert self.task.validation is not None
         self.student.eval()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        seen: list[tuple[int, Any, Any, int]] = []
         with torch.no_grad():
-            for number, batch in enumerate(self.task.validation):
-                if number % world != rank:
-                    continue
-                feeds, labels = self.to_device(batch)
-                outputs = self.student(feeds)
-                size = len(next(iter(feeds.values())))
-                if self.task.score is None:
-                    seen.append((number, float(self.loss(outputs, feeds, labels)), None, size))
-                elif labels is None:
-                    raise InputError("the validation data have no labels", where="[data]", remedy="give them labels")
-                else:
-                    arrays = [output.float().cpu().numpy() for output in outputs]
-                    seen.append((number, arrays, labels.cpu().numpy(), size))
+            seen = [
+                (number, *self.validate_one(self.to_device(batch)))
+                for number, batch in enumerate(self.task.validation)
+                if number % world == rank
+            ]
         everything = sorted(gather_object(seen), key=lambda item: item[0])
+        samples = sum(item[1] for item in everything)
+        loss = sum(item[1] * item[2] for item in everything) / samples if self.by_loss() else None
         if self.task.score is None:
-            return sum(value * size for _, value, _, size in everything) / sum(item[3] for item in everything)
-        outputs = [np.concatenate(parts) for parts in zip(*(item[1] for item in everything), strict=True)]
-        return float(self.task.score(outputs, np.concatenate([item[2] for item in everything])))
+            return None, loss
+        return self.scored([item[3] for item in everything], [item[4] for item in everything]), loss
+
+    def validate_one(self, batch: Any) -> tuple[int, float | None, Any, Any]:
+        """How many samples a batch has, the loss if it is asked for, and for the metric outputs and labels."""
+        feeds, labels = batch
+        outputs = self.student(feeds)
+        size = len(next(iter(feeds.values())))
+        loss = float(self.loss(outputs, feeds, labels)) if self.by_loss() else None
+        if self.task.score is None:
+            return size, loss, None, None
+        if labels is None:
+            raise InputError("the validation data have no labels", where="[data]", remedy="give them labels")
+        return size, loss, [output.float().cpu().numpy() for output in outputs], labels.cpu().numpy()
+
+    def scored(self, outputs: list[Any], labels: list[Any]) -> float:
+        """The metric of all batches together."""
+        import numpy as np
+
+        assert self.task.score is not None
+        whole = [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+        return float(self.task.score(whole, np.concatenate(labels)))
+
+    def by_loss(self) -> bool:
+        """Whether epochs are judged by the validation loss: without a metric, and where only the teacher is followed.
+
+        How far a student is from its teacher is known far more finely than a metric on as many samples: between
+        two accuracies of a quantized model there lie a few samples, which is chance.
+        """
+        return self.task.score is None or (self.task.teacher is not None and self.settings.distill == 1)
 
     def only_statistics(self) -> dict[str, Any]:
         """Take the running statistics anew, on the first process's reading of the data."""
@@ -274,8 +295,8 @@ class _Run:
                     yield self.to_device(batch)
 
             statistics.reestimate(self.student, batches(), self.student)
-        value = self.validate() if self.task.validation is not None else None
-        return {"epochs": 0, "best_epoch": 0, "metric": value, "history": []}
+        metric = self.validate()[0] if self.task.validation is not None and self.task.score is not None else None
+        return {"epochs": 0, "best_epoch": 0, "metric": metric, "history": []}
 
     def resume(self) -> bool:
         """Go on from this job's checkpoint; False where there is none."""
@@ -332,8 +353,8 @@ class _Run:
         return value > than if self.higher() else value < than
 
     def higher(self) -> bool:
-        """Whether a higher value on the validation data is the better one."""
-        return self.task.score is not None and self.task.higher_is_better
+        """Whether a higher value is the better one."""
+        return not self.by_loss() and self.task.higher_is_better
 
     def to_device(self, batch: Any) -> Any:
         """A batch on the device that trains."""
@@ -347,6 +368,6 @@ class _Run:
         return {
             "epochs": progress.epoch,
             "best_epoch": progress.best,
-            "metric": progress.best_value,
+            "metric": progress.best_metric,
             "history": progress.history,
         }

@@ -57,8 +57,7 @@ def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = N
     result = fit(task, job.settings, seed=job.seed)
     if int(os.environ.get("RANK", "0")) == 0:
         student.save(Path(job.out))
-    metric_name = scored.name if scored else ("loss" if validation is not None else None)
-    return {**result, "metric_name": metric_name}
+    return {**result, "metric_name": scored.name if scored else None}
 
 
 def digest(job: TrainJob) -> str:
