@@ -11,7 +11,7 @@ import edgekit
 from edgekit import child, console, evaluate, gate, golden, inspection, machine, report, result
 from edgekit.backends import LayerPrecision, conversions, int8_macs_share
 from edgekit.errors import EdgekitError, InputError
-from edgekit.store import sha256_file, sha256_json, write_bytes, write_error
+from edgekit.store import sha256_file, sha256_json, write_error
 from edgekit.workshop import ONNX, TORCH, Artifact, Workshop
 
 if TYPE_CHECKING:
@@ -102,9 +102,30 @@ def _plain(value: Any) -> Any:
 def write(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write artifacts, ``results.json`` and the report into ``folder``; return the record.
 
+    All of it is made beside the earlier record and then put in its place.
+
     Raises:
         StageError: The folder can't be written; an earlier record is intact.
     """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".edgekit-") as temporary:
+            fresh, old = Path(temporary, "new"), Path(temporary, "old")
+            fresh.mkdir()
+            old.mkdir()
+            results = _compose(shop, rows, lock, fresh)
+            result.write_results(results, fresh / RESULTS)
+            report.write(results, fresh)
+            for path in sorted(fresh.iterdir(), key=lambda p: p.name == RESULTS):  # the record itself last
+                if (folder / path.name).exists():
+                    (folder / path.name).rename(old / path.name)
+                path.rename(folder / path.name)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    return results
+
+
+def _compose(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The record, and in ``folder`` the files that it names."""
     variants = [_row(shop, row, rows, folder) for row in rows]
     for variant, on_front in zip(variants, result.pareto(variants), strict=True):
         variant["pareto"] = on_front
@@ -122,8 +143,6 @@ def write(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -
     if test := shop.split("test"):
         results["golden"] = golden.keep(test, folder)  # a bundle made from this record proves itself on these
     results["gate"] = gate.judge(results, shop.recipe.gate)
-    result.write_results(results, folder / RESULTS)
-    report.write(results, folder)
     return results
 
 
@@ -166,17 +185,10 @@ def _row(shop: Workshop, row: Row, rows: list[Row], folder: Path) -> dict[str, A
 def _ship(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:
     """Copy an artifact's files into the record's folder; tell their hashes."""
     place = folder / "artifacts" / name
-    temporary = folder / "artifacts" / f".{name}.new"
+    place.mkdir(parents=True)
     names = [str(path.relative_to(artifact.entry.folder)) for path in artifact.files]
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for file in names:
-            shutil.copyfile(artifact.entry.path(file), temporary / file)
-        shutil.rmtree(place, ignore_errors=True)
-        temporary.rename(place)
-    except OSError as error:
-        raise write_error(place, error) from error
+    for file in names:
+        shutil.copyfile(artifact.entry.path(file), place / file)
     files: list[dict[str, Any]] = [
         {
             "path": str((place / file).relative_to(folder)),
@@ -197,7 +209,8 @@ def _beside(measured: dict[str, Any], artifact: Artifact | None, folder: Path, n
         if not source:
             continue
         place = folder / "samples" / f"{name}.{kind}{Path(source).suffix}"
-        write_bytes(place, Path(source).read_bytes())
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, place)
         raw[kind] = {"path": str(place.relative_to(folder)), "sha256": sha256_file(place)}
     told = ("status", "reason", "latency_ms", "first_inference_ms", "peak_rss_bytes", "samples")
     return {**{k: v for k, v in measured.items() if k not in told}, "files": raw}
