@@ -38,6 +38,8 @@ DEVICES: dict[str, dict[str, Any]] = {
     "NPU": {"device": "NPU", "static_batch": True},
 }
 KINDS = (".xml", ".onnx")
+MOST_SHAPES = 16  # compiled models that a session keeps
+Shapes = dict[str, tuple[int, ...]]
 COMBINING = ("AUTO", "HETERO", "MULTI", "BATCH")  # devices that choose among others
 WARM_UP, FEWEST_RUNS, MOST_RUNS, PROFILE_S = 5, 20, 200, 5.0  # of profiling
 
@@ -51,8 +53,8 @@ class Options(BaseModel):
             chooses. For CPU and AUTO the default is ``f32``, for a CPU with bf16 runs "fp32" models in bf16 otherwise.
         performance_hint: ``latency``, ``throughput`` or ``none``.
         static_batch: The artifact takes ``run.batch`` alone (an NPU needs it).
-        specialize: When a model with a free batch is loaded, compile it for ``run.batch`` (on small models a tenth
-            faster), and for any other batch when one comes.
+        specialize: Compile a model with free sizes for the very shapes that come (for ``run.batch`` when it is loaded):
+            a tenth faster on small models, and right where OpenVINO is wrong with free sizes.
         cache_dir: Where compiled blobs are kept; empty: none are.
         properties: Further properties by OpenVINO's own names.
     """
@@ -105,7 +107,9 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
         runtime.save_model(graph, str(out / "model.xml"), compress_to_fp16=False)
     except Exception as error:
         raise _failed(error, model) from error
-    _session(out / "model.xml", target, options)  # a device that can't compile it says so now
+    session = _session(out / "model.xml", target, options)
+    if session.compiled is None:  # sizes besides the batch are free: whether the device can, is tried without them
+        _session(out / "model.xml", target, options.model_copy(update={"specialize": False}))
     return out / "model.xml"
 
 
@@ -152,28 +156,35 @@ def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
 
 
 class _Session:
-    """A loaded model (see :class:`edgekit.backends.Session`), compiled for one batch size and, if need be, for any."""
+    """A loaded model (see :class:`edgekit.backends.Session`), compiled anew for every set of input shapes that comes.
 
-    __slots__ = ("_any", "_batch", "_compile", "_first", "_infer", "compiled", "graph", "inputs", "outputs")
+    OpenVINO computes some models wrongly when their batch is free (2026.4, CPU: a Gather by computed indices after
+    int8 layers; tests/test_backends_openvino.py), and all of them slower.
+    """
 
-    def __init__(
-        self, compiled: Any, graph: Any, free: Any, batch: int | None, compile_free: Callable[[], Any]
-    ) -> None:
-        """``graph`` was compiled for ``batch`` (None: any); ``free`` has the ports as they are in the file."""
-        self.compiled, self.graph = compiled, graph
-        self.inputs = tuple(_port(port) for port in free.inputs)
-        self.outputs = tuple(_port(port) for port in free.outputs)
-        self._infer = compiled.create_infer_request().infer
-        self._first = self.inputs[0].name if batch else ""
-        self._batch = batch
-        self._compile = compile_free
-        self._any: Any = None
+    __slots__ = ("_compile", "_free", "_infers", "_source", "compiled", "graph", "inputs", "outputs")
+
+    def __init__(self, graph: Any, compile_for: Callable[[Any, Shapes], tuple[Any, Any]], specialize: bool) -> None:
+        self.inputs = tuple(_port(port) for port in graph.inputs)
+        self.outputs = tuple(_port(port) for port in graph.outputs)
+        self._compile = compile_for
+        self._free = tuple(port.name for port in self.inputs if specialize and None in port.shape)
+        self._infers: dict[tuple[tuple[int, ...], ...], Callable[..., Any]] = {}
+        self._source = self.graph = graph
+        self.compiled: Any = None
 
     def run(self, feeds: Feeds) -> list[np.ndarray[Any, Any]]:
-        infer = self._infer
-        if self._batch and feeds[self._first].shape[0] != self._batch:
-            infer = self._any = self._any or self._compile().create_infer_request().infer
+        shapes = tuple([feeds[name].shape for name in self._free])
+        infer = self._infers.get(shapes) or self.prepare(shapes)
         return list(infer(feeds, share_inputs=True).values())  # in the outputs' order; by index it takes 7 µs longer
+
+    def prepare(self, shapes: tuple[tuple[int, ...], ...]) -> Callable[..., Any]:
+        """Compile for these shapes of the inputs with free sizes; the oldest of many is forgotten."""
+        while len(self._infers) >= MOST_SHAPES:
+            self._infers.pop(next(iter(self._infers)))
+        self.compiled, self.graph = self._compile(self._source, dict(zip(self._free, shapes, strict=True)))
+        self._infers[shapes] = self.compiled.create_infer_request().infer
+        return self._infers[shapes]
 
 
 def _port(port: Any) -> Port:
@@ -212,19 +223,27 @@ def _properties(target: Target, options: Options) -> dict[str, Any]:
 
 
 def _session(artifact: Path, target: Target, options: Options, **extra: Any) -> _Session:
+    """A session, compiled now for ``run.batch`` if no other size is free (else when shapes come)."""
     core = _runtime().Core()
     properties = {**_properties(target, options), **extra}
     _check_device(core, options.device)
-    free = _read(core, artifact)
-    try:
-        batch = target.run.batch if options.specialize and _has_free_batch(free) else None
-        fixed = free.clone() if batch else free
-        if batch:
-            _fix_batch(fixed, batch)
-        compiled = core.compile_model(fixed, options.device, properties)
-    except Exception as error:
-        raise _failed(error, artifact) from error
-    return _Session(compiled, fixed, free, batch, lambda: core.compile_model(free, options.device, properties))
+
+    def compile_for(graph: Any, shapes: Shapes) -> tuple[Any, Any]:
+        try:
+            if shapes:
+                graph = graph.clone()
+                graph.reshape(
+                    {port: shapes.get(port.get_any_name(), port.get_partial_shape()) for port in graph.inputs}
+                )
+            return core.compile_model(graph, options.device, properties), graph
+        except Exception as error:
+            raise _failed(error, artifact) from error
+
+    session = _Session(_read(core, artifact), compile_for, options.specialize)
+    free = [port.shape for port in session.inputs if None in port.shape and options.specialize]
+    if all(shape[0] is None and None not in shape[1:] for shape in free):
+        session.prepare(tuple((target.run.batch, *(size or 1 for size in shape[1:])) for shape in free))
+    return session
 
 
 def _check_device(core: Any, device: str) -> None:
@@ -238,11 +257,6 @@ def _check_device(core: Any, device: str) -> None:
         f"not available here, because OpenVINO finds no device '{device}' (found: {', '.join(found) or 'none'})",
         remedy=f"install the {kind} driver, or run on a machine that has one",
     )
-
-
-def _has_free_batch(graph: Any) -> bool:
-    shapes = [port.get_partial_shape() for port in graph.inputs]
-    return bool(shapes) and all(len(shape) > 0 and shape[0].is_dynamic for shape in shapes)
 
 
 def _fix_batch(graph: Any, batch: int) -> None:
