@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -133,3 +134,12 @@ def test_a_target_and_data_are_asked_for(archive: str, tmp_path: Path) -> None:
     latency = {"target": TARGET.model_dump(mode="json"), "precision": "int8"}
     with pytest.raises(InputError, match="needs calibration data"):
         prune_job(archive, {"target_speedup": 1.5}, str(tmp_path / "out.pt2"), latency=latency)
+
+
+def test_an_int8_layer_really_runs_on_integers(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    for layer, kind in ((CONV, "QLinearConv"), (GEMM, "QLinearMatMul")):
+        model = _cost.layer_model(layer, TARGET, "int8").SerializeToString()
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        assert kind in {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node}

@@ -33,7 +33,7 @@ def measured(specs: Iterable[Spec], target: Target, precision: str) -> dict[Spec
         "machine": machine.fingerprint(),
         "precision": precision,
         "runtime": backend.version() if hasattr(backend, "version") else "",
-        "version": 1,
+        "version": 2,
     }
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
@@ -92,56 +92,78 @@ def _block(session: Any, feeds: Any) -> float:
 
 
 def layer_model(layer: Any, target: Target, precision: str) -> Any:
-    """One layer and its activation as an ONNX model; for int8 with integers in and out and Q/DQ between."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    """One layer and its activation as an ONNX model; for int8 with integers in and out, as the target wants them."""
+    from onnx import helper
 
     quantized = precision == "int8"
-    kind = layer[0]
-    weight_shape = list(layer[2]) if kind == "conv" else [layer[2], layer[3]]
-    sizes = list(layer[1]) if kind == "conv" else [layer[1], layer[2]]
-    random = np.random.default_rng(0)
-    weight = random.standard_normal(weight_shape).astype(np.float32) * 0.1
-    axis = 0 if kind == "conv" else 1
-    nodes, initializers = [], []
-
-    def constant(name: str, value: Any) -> str:
-        initializers.append(numpy_helper.from_array(value, name))
-        return name
-
-    bias = constant("b", np.zeros(weight_shape[axis], np.float32))
-    unsigned = target.quantize.activations == "uint8"
-    integer = np.uint8 if unsigned else np.int8
-    x, w, y = "x", "w", "y"
-    if quantized:
-        scale = constant("s", np.float32(0.05))
-        zero = constant("z", integer(128 if unsigned else 0))
-        per = weight_shape[axis] if target.quantize.per_channel else 1
-        scales = constant("ws", np.full(per, 0.01, np.float32) if per > 1 else np.float32(0.01))
-        zeros = constant("wz", np.zeros(per, np.int8) if per > 1 else np.int8(0))
-        constant("wq", np.clip(weight / 0.01, -64, 64).astype(np.int8))
-        nodes += [
-            helper.make_node("DequantizeLinear", ["x", scale, zero], ["xf"]),
-            helper.make_node("DequantizeLinear", ["wq", scales, zeros], ["w"], axis=axis),
-        ]
-        x = "xf"
-    else:
-        constant("w", weight)
-    if kind == "conv":
+    sizes = list(layer[1]) if layer[0] == "conv" else [layer[1], layer[2]]
+    parts = _Parts(target, quantized)
+    x, weight, bias = parts.operands(list(layer[2]) if layer[0] == "conv" else [layer[2], layer[3]], layer[0] == "conv")
+    if layer[0] == "conv":
         _, _, _, stride, pads, dilation, groups = layer
         options = {"strides": stride, "pads": pads, "dilations": dilation, "group": groups}
-        nodes.append(helper.make_node("Conv", [x, w, bias], ["c"], **options))
+        parts.add(
+            "Conv", [x, weight, bias], "r" if quantized else "c", **options
+        )  # the output's zero point is the ReLU
+        if not quantized:
+            parts.add("Relu", ["c"], "r")
     else:
-        nodes += [helper.make_node("MatMul", [x, w], ["m"]), helper.make_node("Add", ["m", bias], ["c"])]
-    nodes.append(helper.make_node("Relu", ["c"], ["r"]))
+        parts.add("MatMul", [x, weight], "m" if not quantized else "r")
+        if not quantized:
+            parts.add("Add", ["m", bias], "r")
     if quantized:
-        nodes.append(helper.make_node("QuantizeLinear", ["r", "s", "z"], [y]))
-    else:
-        nodes[-1].output[0] = y
-    held = (TensorProto.UINT8 if unsigned else TensorProto.INT8) if quantized else TensorProto.FLOAT
-    ports = (
-        [helper.make_tensor_value_info("x", held, sizes)],
-        [helper.make_tensor_value_info(y, held, [None] * len(sizes))],
-    )
-    graph = helper.make_graph(nodes, "layer", *ports, initializers)
+        parts.add("QuantizeLinear", ["r", "s", "z"], "y")
+    last = "y" if quantized else "r"
+    ports = [helper.make_tensor_value_info(n, parts.held, s) for n, s in (("x", sizes), (last, [None] * len(sizes)))]
+    graph = helper.make_graph(parts.nodes, "layer", ports[:1], ports[1:], parts.initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+class _Parts:
+    """The nodes and constants of a layer's model as they are put together."""
+
+    def __init__(self, target: Target, quantized: bool) -> None:
+        from onnx import TensorProto
+
+        self.target, self.quantized = target, quantized
+        self.unsigned = target.quantize.activations == "uint8"
+        integer = TensorProto.UINT8 if self.unsigned else TensorProto.INT8
+        self.held = integer if quantized else TensorProto.FLOAT
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+
+    def add(self, kind: str, inputs: list[str], output: str, **options: Any) -> str:
+        """A node; the name of its output."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], **options))
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        """A constant; its name."""
+        from onnx import numpy_helper
+
+        self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+    def operands(self, shape: list[int], conv: bool) -> tuple[str, str, str]:
+        """Input, weight and bias; dequantized from integers where the layer is quantized."""
+        import numpy as np
+
+        axis = 0 if conv else 1
+        weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 0.1
+        if not self.quantized:
+            return "x", self.constant("w", weight), self.constant("b", np.zeros(shape[axis], np.float32))
+        self.constant("s", np.asarray(0.05, np.float32))
+        self.constant("z", np.asarray(128 if self.unsigned else 0, np.uint8 if self.unsigned else np.int8))
+        per = (shape[axis],) if self.target.quantize.per_channel else ()
+        self.constant("ws", np.full(per, 0.01, np.float32))
+        self.constant("wz", np.zeros(per, np.int8))
+        self.constant("wq", np.clip(weight / 0.01, -64, 64).astype(np.int8))
+        x = self.add("DequantizeLinear", ["x", "s", "z"], "xf")
+        w = self.add("DequantizeLinear", ["wq", "ws", "wz"], "w", axis=axis)
+        if not conv:
+            return x, w, ""
+        self.constant("bs", np.full(per, 0.0005, np.float32))  # input's scale times weight's: as integer kernels add it
+        self.constant("bq", np.zeros(shape[axis], np.int32))
+        return x, w, self.add("DequantizeLinear", ["bq", "bs"], "b", **({"axis": 0} if per else {}))
