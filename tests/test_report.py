@@ -313,6 +313,16 @@ def test_a_crowd_of_points_names_only_the_front() -> None:
     }
 
 
+@needs_charts
+def test_of_many_rows_the_bars_show_the_original_and_the_front() -> None:
+    text = html_of(many(100))
+    figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
+    ranges = next(f for f in figures if "Latency of one inference on x86-cpu" in f)
+    assert "(of 50, the original and the front)" in ranges
+    assert len(re.findall('aria-roledescription="point"', ranges)) == 12
+    assert ranges.count("<tr>") == 1 + 50  # the table has them all
+
+
 def test_failed_and_missing_rows_keep_their_reason() -> None:
     record = sample()
     row(record, "pruned@x86-cpu").update(

@@ -13,6 +13,7 @@ from edgekit.report.samples import curve
 
 MOST_TARGETS = 4  # pictures for so many targets; every number of the others is in the tables
 MOST_WATERFALLS = 6
+MOST_ROWS = 12
 MOST_BARS = 20
 
 
@@ -23,6 +24,18 @@ def figure(drawing: str | None, caption: Child, beside: Html | None = None, *, t
     )
     shown = el("div", Html(drawing), class_="chart") if drawing else None
     return el("figure", el("figcaption", caption), shown, folded, data_target=target)
+
+
+def chosen(rows: list[Row]) -> list[Row]:
+    """The rows that a picture shows one by one: all, or where they are many the original and the front."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    return ([row for row in rows if row.reference or row.pareto] or rows)[:MOST_ROWS]
+
+
+def of_many(rows: list[Row]) -> str:
+    """What a caption adds where a picture leaves rows out."""
+    return "" if len(rows) <= MOST_ROWS else f" (of {len(rows)}, the original and the front)"
 
 
 # ── the metric against latency and size ───────────────────────────────────────────────────
@@ -88,7 +101,8 @@ def stages(rows: list[Row], draw: bool) -> Html | None:
     if not known:
         return None
     name = words.title(metric)
-    first = [row for row in known if row.target == known[0].target and len(bars.steps(row)) > 1][:MOST_WATERFALLS]
+    first = [row for row in known if row.target == known[0].target and len(bars.steps(row)) > 1]
+    first = chosen(first)[:MOST_WATERFALLS]
     figures = []
     values = [step.after for row in first for step in bars.steps(row)]
     if draw and len(set(values)) > 1:
@@ -141,8 +155,8 @@ def _ranges(rows: list[Row], draw: bool) -> Html | None:
         for row in measured
     ]
     beside = table(label, ["Variant", "Median", "p90", "p99", "First inference"], lines, numbers=range(1, 5))
-    drawing = bars.ranges(measured[:MOST_BARS], label) if draw else None
-    return figure(drawing, el("b", label), beside, target=target)
+    drawing = bars.ranges(chosen(measured), label) if draw else None
+    return figure(drawing, [el("b", label), of_many(measured)], beside, target=target)
 
 
 def _spread(rows: list[Row], draw: bool, folder: Path | None) -> Html | None:
@@ -160,7 +174,8 @@ def _spread(rows: list[Row], draw: bool, folder: Path | None) -> Html | None:
 
 
 def _operators(rows: list[Row], draw: bool) -> Html | None:
-    lines = [(row.variant, parts) for row in rows if (parts := by_operator(row.raw))][:MOST_BARS]
+    profiled = [row for row in rows if by_operator(row.raw)]
+    lines = [(row.variant, by_operator(row.raw)) for row in chosen(profiled)]
     if not lines:
         return None
     label = f"Time by operator on {words.short(rows[0].target, 60)}"
@@ -170,7 +185,11 @@ def _operators(rows: list[Row], draw: bool) -> Html | None:
         for kind, spent in list(parts.items())[:MOST_BARS]
     ]
     beside = table(label, ["Variant", "Operator", "Time", "Share"], body, numbers=range(2, 4))
-    caption: list[Child] = [el("b", label), ", by the runtime's own profiler, which slows it down: the shares count."]
+    caption: list[Child] = [
+        el("b", label),
+        of_many(profiled),
+        ", by the runtime's own profiler, which slows it down: the shares count.",
+    ]
     return figure(bars.stacked(lines, label) if draw else None, caption, beside, target=rows[0].target)
 
 
