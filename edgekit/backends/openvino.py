@@ -158,8 +158,8 @@ def layers(artifact: Path, target: Target) -> list[LayerPrecision]:
 class _Session:
     """A loaded model (see :class:`edgekit.backends.Session`), compiled anew for every set of input shapes that comes.
 
-    OpenVINO computes some models wrongly when their batch is free (2026.4, CPU: a Gather by computed indices after
-    int8 layers; tests/test_backends_openvino.py), and all of them slower.
+    OpenVINO computes some models wrongly when their batch is free (2026.4 on a CPU: an int8 ResNet-20 whose flatten
+    was exported as a Gather of computed indices, logits off by 2.4; right with every fixed batch), and all slower.
     """
 
     __slots__ = ("_compile", "_free", "_infers", "_source", "compiled", "graph", "inputs", "outputs")
