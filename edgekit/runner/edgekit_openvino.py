@@ -18,13 +18,25 @@ def open_model(path: Path, run: Dict[str, Any]) -> Run:
 
     core = openvino.Core()
     device = run["options"]["device"]
-    compiled = core.compile_model(str(path), device, properties_of(run))
-    request = compiled.create_infer_request()
-    ports = range(len(compiled.outputs))
+    source = core.read_model(str(path))
+    free = [port.get_any_name() for port in source.inputs if port.get_partial_shape().is_dynamic]
+    if not run["options"].get("specialize", True):
+        free = []
+    infers: Dict[Any, Any] = {}
+
+    def prepare(shapes: Any) -> Any:
+        """Compile for these shapes: with free ones OpenVINO is slower, and computes some int8 models wrongly."""
+        model = source
+        if free:
+            model = source.clone()
+            known = {name: shapes[index] for index, name in enumerate(free)}
+            model.reshape({p: known.get(p.get_any_name(), p.get_partial_shape()) for p in model.inputs})
+        infers[shapes] = core.compile_model(model, device, properties_of(run)).create_infer_request().infer
+        return infers[shapes]
 
     def call(feeds: Feeds) -> List[Any]:
-        results = request.infer(feeds, share_inputs=True)
-        return [results[port] for port in ports]
+        shapes = tuple([feeds[name].shape for name in free])
+        return list((infers.get(shapes) or prepare(shapes))(feeds, share_inputs=True).values())
 
     return call
 
