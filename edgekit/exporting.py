@@ -70,8 +70,8 @@ def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]
 def simplify_job(model: str, out: str) -> dict[str, Any]:
     """Simplify an ONNX file with onnxsim and check that it computes the same. Runs in a child process.
 
-    Where onnxsim fails or the result is larger (it unties shared weights), the file goes on as
-    it is, and ``warning`` in what is returned says why.
+    Where onnxsim fails or the result is larger, the file goes on as it is, and ``warning`` in what
+    is returned says why.
 
     Returns:
         As :func:`export_job`, and ``nodes_before``, ``warning`` (only where it was not simplified).
@@ -272,30 +272,38 @@ def _node_named(program: torch.export.ExportedProgram, name: str) -> torch.fx.No
 
 
 def _simplified(source: Path, target: Path) -> str | None:
-    """Run onnxsim in a child; None, or why the result is not taken."""
+    """Run onnxsim in a child; None, or why the result is not taken.
+
+    Folding constants unties weights that two layers share (a table, and its transpose as a product's
+    weight); where the file grew by it, it is tried again without.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        child.call("edgekit.exporting:onnxsim_job", timeout_s=SIMPLIFY_S, model=str(source), out=str(target))
-    except EdgekitError as error:
-        return f"onnxsim failed, so the graph goes on as it was exported ({error.problem})"
-    before, after = (_bytes_of(path) for path in (source, target))
-    if after > before * GROWTH + 4096:
-        return f"onnxsim made the file larger ({before} → {after} bytes: shared weights untied), so it was not taken"
-    return None
+    before = after = _bytes_of(source)
+    for fold in (True, False):
+        try:
+            child.call(
+                "edgekit.exporting:onnxsim_job", timeout_s=SIMPLIFY_S, model=str(source), out=str(target), fold=fold
+            )
+        except EdgekitError as error:
+            return f"onnxsim failed, so the graph goes on as it was exported ({error.problem})"
+        after = _bytes_of(target)
+        if after <= before * GROWTH + 4096:
+            return None
+    return f"onnxsim made the file larger ({before} → {after} bytes), so it was not taken"
 
 
 def _bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
 
 
-def onnxsim_job(model: str, out: str) -> None:
-    """Child side of :func:`simplify_job`: onnxsim, then our own notes put back."""
+def onnxsim_job(model: str, out: str, fold: bool = True) -> None:
+    """Child side of :func:`simplify_job`: onnxsim, then our own notes put back; ``fold``: constants, too."""
     import onnxsim
 
     from edgekit import onnxedit, onnxfile
 
     before = onnxfile.read_model(model)
-    after, _ = onnxsim.simplify(before, check_n=0, certify=False)
+    after, _ = onnxsim.simplify(before, check_n=0, certify=False, skip_constant_folding=not fold)
     onnxedit.restore_notes(before, after)
     onnxfile.write_model(after, out)
 
