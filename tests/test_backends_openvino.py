@@ -88,3 +88,14 @@ def layer(kind: str, output: tuple[int, ...], *inputs: tuple[int, ...]) -> Layer
 )
 def test_multiply_adds_of_an_inference(found: Layer, macs: int) -> None:
     assert _ov_graph.macs_of(found) == macs
+
+
+def test_every_set_of_shapes_has_its_own_model_and_the_oldest_is_forgotten(model: Path) -> None:
+    session = openvino.open_model(model, target())
+    for count in range(1, openvino.MOST_SHAPES + 3):
+        (y,) = session.run({"x": onnx_models.samples(count)})
+        assert y.shape == (count, 10)
+    assert len(session._infers) == openvino.MOST_SHAPES
+    assert ((1, 3, 16, 16),) not in session._infers
+    (again,) = session.run({"x": onnx_models.samples(1)})
+    np.testing.assert_allclose(again, openvino.open_model(model, target()).run({"x": onnx_models.samples(1)})[0])
