@@ -104,7 +104,8 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     if route.quantize is None:
         return None
     calibration = shop.split("calibration") or shop.split("train")
-    if calibration is None and route.quantize.method not in ("dynamic", "weight_only", "fp16", "bf16"):
+    without_data = ("dynamic", "weight_only", "fp16", "bf16", "clustered", "binary")
+    if calibration is None and route.quantize.method not in without_data:
         raise InputError(
             f"the variant '{route.variant}' quantizes, but [data] gives no 'calibration' split",
             where="[data] entry",

@@ -83,9 +83,13 @@ class Statistics:
         import numpy as np
 
         assert self.axis is not None
-        others = tuple(i for i in range(values.ndim) if i != self.axis % values.ndim)
-        high, low = values.max(axis=others), values.min(axis=others)
-        peaks, means = np.maximum(high, -low), values.mean(axis=others, dtype=np.float64) * share
+        axis = self.axis % values.ndim
+        # Inner axes first: along contiguous memory numpy reduces many times faster.
+        sizes = math.prod(values.shape[:axis]), values.shape[axis], math.prod(values.shape[axis + 1 :])
+        flat = values.reshape(sizes)
+        high, low = flat.max(axis=2).max(axis=0), flat.min(axis=2).min(axis=0)
+        means = flat.mean(axis=2).mean(axis=0, dtype=np.float64) * share
+        peaks = np.maximum(high, -low)
         if self.channel_peak is None or self.channel_mean is None:
             self.channel_peak, self.channel_mean = peaks, means
         else:
@@ -263,7 +267,7 @@ def observed(model: ir.Model, names: Iterable[str]) -> Any:
     known = {v.name: v for node in twin.graph for v in node.outputs}
     own = {v.name for v in twin.graph.outputs}
     twin.graph.outputs.extend(known[n] for n in names if n in known and n not in own)
-    return _graph.session(twin)
+    return _graph.session(twin, optimized=True)
 
 
 def peak(values: Array) -> float:
