@@ -18,8 +18,8 @@ RATES = {
     ("recover", "adam"): 3e-3,
     ("recover", "adamw"): 3e-3,
     ("qat", "sgd"): 1e-3,
-    ("qat", "adam"): 1e-4,
-    ("qat", "adamw"): 1e-4,
+    ("qat", "adam"): 1e-5,
+    ("qat", "adamw"): 1e-5,
 }
 
 
