@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -373,11 +374,14 @@ def test_control_flow_is_left_alone(rng: np.random.Generator, tmp_path: Path) ->
     assert decibels(run(model, data[:1]), run(made, data[:1])) > 25
 
 
-def test_from_python_with_a_generator_that_runs_once(rng: np.random.Generator, tmp_path: Path) -> None:
+def test_from_python_with_an_iterator_without_end(rng: np.random.Generator, tmp_path: Path) -> None:
     model, data = residual_net(rng), images(rng)
     onnx.save(model, tmp_path / "float.onnx")
     done = edgekit.quantize(
-        tmp_path / "float.onnx", (data[i : i + 8] for i in range(0, 64, 8)), out=tmp_path / "q.onnx", samples=40
+        tmp_path / "float.onnx",
+        itertools.cycle(list(data.reshape(8, 8, 3, 16, 16))),
+        out=tmp_path / "q.onnx",
+        samples=40,
     )
     assert done.path == tmp_path / "q.onnx"
     assert done.report["samples"] == 40

@@ -35,6 +35,7 @@ from edgekit.target import Target, checked, load_target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgekit.batches import Converter
     from edgekit.quantizers._job import Job
 
 
@@ -92,15 +93,8 @@ def quantize(
         batches, first = _peek(calibration)
         source = _source(model, first, folder, opset)
         convert = Converter(source)
-        limited = itertools.islice(batches, section.samples)
-        split = spool.write(
-            (convert(b, f"calibration batch {i}") for i, b in enumerate(limited)), folder / "calibration"
-        )
-        judged = None
-        if validation is not None:
-            judged = spool.write(
-                (convert(b, f"validation batch {i}") for i, b in enumerate(validation)), folder / "validation"
-            )
+        split = _spooled(batches, convert, folder / "calibration", section.samples)
+        judged = _spooled(validation, convert, folder / "validation") if validation is not None else None
         report = child.call(
             "edgekit.quantizers:quantize_job",
             model=str(_onnx(source, folder, opset)),
@@ -113,6 +107,21 @@ def quantize(
             base=str(Path.cwd()),
         )
     return Quantized(Path(out), report)
+
+
+def _spooled(batches: Iterable[Any], convert: Converter, folder: Path, limit: int | None = None) -> spool.Spool:
+    """Write batches to disk until there are ``limit`` samples: an endless iterator is no problem."""
+
+    def enough() -> Iterator[Any]:
+        count = 0
+        for number, batch in enumerate(batches):
+            feeds, labels = convert(batch, f"{folder.name} batch {number}")
+            yield feeds, labels
+            count += len(next(iter(feeds.values())))
+            if limit is not None and count >= limit:
+                return
+
+    return spool.write(enough(), folder)
 
 
 def _section(method: str, settings: dict[str, Any]) -> QuantizeSection:
