@@ -113,6 +113,8 @@ def build(shop: Workshop, route: Route) -> Row:
         row.status, row.reason = "unavailable", route.availability.reason
         console.note(f"{route.id}: unavailable: {row.reason}")
         return row
+    if route.availability.warning:
+        console.warn(f"{route.target.name}: {route.availability.warning}")
     if route.availability.status != "runs":
         row.status, row.reason = "built", f"built here, not measured: {route.availability.reason}"
     artifact = shop.loaded

@@ -161,8 +161,8 @@ def compile_model(shop: Workshop, route: Route, before: Artifact) -> Artifact | 
     settings = target.model_dump(mode="json")
     inputs = {
         "before": before.entry.key,
-        "target": settings,
-        "versions": versions("onnxruntime", "openvino", "tensorrt"),
+        "target": target.digest(),
+        "runtime": route.availability.facts,
         "machine": machine.fingerprint() if route.availability.status == "runs" else None,
     }
     return shop.make(

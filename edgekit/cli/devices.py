@@ -12,12 +12,13 @@ from edgekit.cli._options import JSON, OK
 
 
 @click.command()
+@click.argument("names", nargs=-1)
 @JSON
-def targets(as_json: bool) -> None:
-    """List the devices: what runs here, what can be built for, and what can't and why."""
+def targets(names: tuple[str, ...], as_json: bool) -> None:
+    """List the devices (or check your own FILE.toml): what runs here, what can be built for, what can't and why."""
     from edgekit import target
 
-    rows = target.targets()
+    rows = target.targets(names)
     if as_json:
         return console.out_json({"targets": rows})
     return _table(
