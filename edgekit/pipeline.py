@@ -131,8 +131,9 @@ def build(shop: Workshop, route: Route) -> Row:
         except InputError:
             raise
         except EdgekitError as error:
-            row.status, row.error, row.reason = "failed", error, f"{name}: {error.problem}"
-            console.warn(f"{route.id}: {name} failed: {error}")
+            row.status = "unavailable" if isinstance(error, UnavailableError) else "failed"
+            row.error, row.reason = error, f"{name}: {error.problem}"
+            console.warn(f"{route.id}: {name} {row.status}: {error}")
             break
     return row
 

@@ -11,10 +11,13 @@ from typing import Any, Literal
 
 from edgekit import child, machine, training, workload
 from edgekit.console import warn
-from edgekit.errors import InputError
+from edgekit.errors import InputError, UnavailableError
 from edgekit.recipe import Recipe, TrainSection
 from edgekit.routes import Route
 from edgekit.workshop import ONNX, TORCH, Artifact, Workshop, versions
+
+
+WEIGHTS_ALONE = ("magnitude", "l2", "bn_scale", "lamp")  # pruners that read no data
 
 
 def takes_part(name: str, route: Route, recipe: Recipe) -> bool:
@@ -36,12 +39,15 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     calibration = shop.split("calibration") or shop.split("train")
     inputs: dict[str, Any] = {"before": before.entry.key, "settings": settings}
     arguments: dict[str, Any] = {"calibration": str(calibration.folder) if calibration else None}
-    if calibration and settings["method"] not in ("magnitude", "l2", "bn_scale", "lamp"):
+    reads_data = settings["method"] not in WEIGHTS_ALONE or route.prune.scope == "sensitivity"
+    if calibration and (reads_data or route.prune.target_speedup):
         inputs["data"] = calibration.digest
     if route.prune.target_speedup:
+        _on_this_machine(route)
         target = route.target.model_dump(mode="json")
-        inputs |= {"target": target, "machine": machine.fingerprint(), "quantized": route.quantize is not None}
-        arguments["latency"] = {"target": target, "precision": "int8" if route.quantize else "fp32"}
+        precision = "int8" if route.quantize else "fp32"
+        inputs |= {"target": target, "machine": machine.fingerprint(), "precision": precision}
+        arguments["latency"] = {"target": target, "precision": precision}
 
     def work(folder: Path, _: Path) -> dict[str, Any]:
         report = child.call(
@@ -55,6 +61,15 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         return {**report, "parity": {"max_rel": report["parity"]}}
 
     return shop.make("prune", inputs, "model.pt2", TORCH, work)
+
+
+def _on_this_machine(route: Route) -> None:
+    if route.availability.status != "runs":
+        raise UnavailableError(
+            f"target_speedup is measured on the device, and {route.availability.reason}",
+            where=route.id,
+            remedy="use ratio or target_macs for this target, or run the recipe on the device",
+        )
 
 
 def recover(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
