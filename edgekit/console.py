@@ -25,6 +25,7 @@ T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # label, done, total (0: unknown)
 
 log = logging.getLogger("edgekit")
+UNWRAPPED = 200  # columns
 PROGRESS_FILE = "EDGEKIT_PROGRESS_FILE"  # a child process writes here what its parent shows
 
 
@@ -74,10 +75,11 @@ def stderr() -> Console:
 
 
 def stdout() -> Console:
-    """A rich console on stdout, for the tables a user asked for."""
+    """A rich console on stdout, for the tables a user asked for; never wrapped where no terminal shows them."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNWRAPPED
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=wide)
 
 
 def note(text: str) -> None:

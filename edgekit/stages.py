@@ -16,7 +16,6 @@ from edgekit.recipe import Recipe, TrainSection
 from edgekit.routes import Route
 from edgekit.workshop import ONNX, TORCH, Artifact, Workshop, versions
 
-
 WEIGHTS_ALONE = ("magnitude", "l2", "bn_scale", "lamp")  # pruners that read no data
 
 
