@@ -27,11 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.quantization import cifar, resnet20, spooled  # noqa: E402
-from edgekit import child, spool, store  # noqa: E402
+from edgekit import child, store  # noqa: E402
 from edgekit.quantizers._torch_graph import open_graph  # noqa: E402
 from edgekit.recipe import FinetuneSection, MetricSection  # noqa: E402
 from edgekit.target import load_target  # noqa: E402
 from edgekit.training import TrainJob, train  # noqa: E402
+from edgekit.workload import spool  # noqa: E402
 
 HEAD = "| model | accuracy | points below float | agreement | training, s |\n| --- | --- | --- | --- | --- |"
 

@@ -3,8 +3,9 @@
     python benchmarks/quantization.py --data DIR [--samples 512] [--onnx NAME=MODEL.onnx,SPOOL …] > quantization.md
 
 DIR holds cifar10-train.tar, cifar10-test.tar and resnet20-cifar10.pt. Further ONNX models with a spool of samples
-(``edgekit.spool``) have no labels here, so they are judged by signal-to-noise alone. Every quantizer runs in a process
-of its own, which is timed and whose peak memory is read; a peer that is not installed is a line that says so.
+(``edgekit.workload.spool``) have no labels here, so they are judged by signal-to-noise alone. Every quantizer runs
+in a process of its own, which is timed and whose peak memory is read; a peer that is not installed is a line that
+says so.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import spool
+from edgekit.workload import spool
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
 MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
@@ -36,7 +37,7 @@ ORT = """
 import sys
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from edgekit import spool
+from edgekit.workload import spool
 class Reader(CalibrationDataReader):
     def __init__(self, folder): self.batches = iter(spool.read(folder).feeds())
     def get_next(self): return next(self.batches, None)
@@ -52,7 +53,7 @@ quantize_dynamic(sys.argv[1], sys.argv[3], per_channel=True, weight_type=QuantTy
 """
 NNCF = """
 import sys, nncf, onnx
-from edgekit import spool
+from edgekit.workload import spool
 batches = list(spool.read(sys.argv[2]).feeds())
 feeds = [{n: v[i:i + 1] for n, v in f.items()} for f in batches for i in range(len(next(iter(f.values()))))]
 done = nncf.quantize(onnx.load(sys.argv[1]), nncf.Dataset(feeds), subset_size=len(feeds),

@@ -15,7 +15,7 @@ _HOMES = {
     "benchmark": "edgekit.measure",
     "compile": "edgekit.api",
     "export": "edgekit.api",
-    "gate": "edgekit.gate",
+    "gate": "edgekit.gating",
     "load": "edgekit.exported",
     "load_recipe": "edgekit.recipe",
     "prune": "edgekit.pruners",

@@ -111,7 +111,7 @@ def _to_onnx(model: Any, example: Any, section: ExportSection, out: Path) -> dic
 
 def _captured(model: nn.Module, example: Any, section: ExportSection, folder: Path) -> Path:
     from edgekit import exported
-    from edgekit.preprocessing import with_preprocessing
+    from edgekit.exporting.preprocessing import with_preprocessing
 
     if example is None and exported.is_exported(model):
         example = exported.signature(model).example

@@ -223,7 +223,7 @@ def _fill(made: Path, root: Path, results: dict[str, Any], row: dict[str, Any]) 
     _copy_runner(made, aim.backend)
     kept = _golden_inputs(root, results)
     facts = child.call(
-        "edgekit.golden:golden_job",
+        "edgekit.pipeline.golden:golden_job",
         artifact=str(made / model),
         backend="onnx" if aim.compile_on_device else aim.backend,
         target=aim.model_dump(mode="json"),

@@ -20,8 +20,8 @@ from edgekit import machine, metrics, store
 from edgekit.console import track
 from edgekit.errors import EdgekitError, InputError, StageError, missing_package
 from edgekit.metrics import _classes, _intervals
-from edgekit.spool import Spool
-from edgekit.spool import read as read_spool
+from edgekit.workload.spool import Spool
+from edgekit.workload.spool import read as read_spool
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import spool
 from edgekit.quantizers import quantize_job
 from edgekit.target import load_target
+from edgekit.workload import spool
 
 Array = np.ndarray[Any, Any]
 
@@ -40,7 +40,9 @@ def graph(
     return onnx.shape_inference.infer_shapes(model)
 
 
-def residual_net(rng: np.random.Generator, *, opset: int = 18, channels: int = 16, act: str = "Relu") -> onnx.ModelProto:
+def residual_net(
+    rng: np.random.Generator, *, opset: int = 18, channels: int = 16, act: str = "Relu"
+) -> onnx.ModelProto:
     """Stem, one residual block, max pool, global mean, classifier: all that a ResNet is made of."""
     w = {
         "w1": rng.normal(0, 0.3, (channels, 3, 3, 3)),
@@ -76,7 +78,9 @@ def residual_net(rng: np.random.Generator, *, opset: int = 18, channels: int = 1
     return graph(nodes, ["batch", 3, 16, 16], weights, opset=opset)
 
 
-def transformer(rng: np.random.Generator, *, width: int = 32, tokens: int = 12, outlier: float = 1.0) -> onnx.ModelProto:
+def transformer(
+    rng: np.random.Generator, *, width: int = 32, tokens: int = 12, outlier: float = 1.0
+) -> onnx.ModelProto:
     """One pre-norm block: attention and a two-layer perceptron."""
     gamma = np.ones(width, np.float32)
     gamma[3] = outlier
@@ -116,7 +120,13 @@ def batches(data: Array, size: int = 16, labels: Array | None = None) -> list[tu
 
 
 def quantize(
-    model: onnx.ModelProto, data: Array | None, folder: Path, *, target: str = "x86-cpu", size: int = 16, **settings: Any
+    model: onnx.ModelProto,
+    data: Array | None,
+    folder: Path,
+    *,
+    target: str = "x86-cpu",
+    size: int = 16,
+    **settings: Any,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Run the job on a model in memory; returns the model it wrote and its report."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import backends, golden, result, spool, store, target
+from edgekit import backends, result, store, target
+from edgekit.pipeline import golden
+from edgekit.workload import spool
 
 CLASSES = 10
 WIDTH = 24

@@ -13,8 +13,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgekit import agree, bisection, exported, exporting, onnxfile, spool
+from edgekit import agree, exported, exporting, onnxfile
+from edgekit.agree import bisection
 from edgekit.errors import InputError, StageError
+from edgekit.workload import spool
 
 
 def f32(*values: float) -> np.ndarray:

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import record_maker as make
 
-from edgekit import backends, bundle, golden, result, runner, target
+from edgekit import backends, bundle, result, runner, target
 from edgekit.errors import InputError, UnavailableError
+from edgekit.pipeline import golden
 
 RUNNER = Path(runner.__file__).parent
 

@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 import record_maker as make
 
-from edgekit import bundle, deploy, golden, result, target
+from edgekit import bundle, deploy, result, target
 from edgekit.deploy import _job, _preflight, _remote, _transfer, _wheels
 from edgekit.deploy._remote import DroppedError, Remote
 from edgekit.errors import InputError, UnavailableError
+from edgekit.pipeline import golden
 
 asyncssh = pytest.importorskip("asyncssh")
 pytestmark = [

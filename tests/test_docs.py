@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.pipeline.routes import routes_of
 from edgekit.recipe import load_recipe
-from edgekit.routes import routes_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekit import child, evaluate, exported, spool, target
+from edgekit import child, evaluate, exported, target
 from edgekit.errors import EdgekitError, InputError, StageError
+from edgekit.workload import spool
 
 RNG = np.random.default_rng(5)
 N, CLASSES = 50, 4

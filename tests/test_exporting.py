@@ -19,9 +19,9 @@ import edgekit
 from edgekit import child, exported, exporting, onnxfile
 from edgekit.agree import trial_feeds
 from edgekit.errors import InputError, StageError
-from edgekit.onnxedit import MODULE_KEY, SOURCE_KEY
-from edgekit.ortrun import Runtime
-from edgekit.preprocessing import with_preprocessing
+from edgekit.exporting.preprocessing import with_preprocessing
+from edgekit.onnxfile.edit import MODULE_KEY, SOURCE_KEY
+from edgekit.onnxfile.running import Runtime
 from edgekit.recipe import ExportSection, Preprocess
 
 

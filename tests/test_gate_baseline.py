@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from gate_records import Record, absent, built, record, row
 
-from edgekit import gate, result
+from edgekit import gating as gate
+from edgekit import result
 from edgekit.errors import InputError
-from edgekit.gate.remeasure import slowdown
+from edgekit.gating.remeasure import slowdown
 from edgekit.measure import Measured
 from edgekit.recipe import GateSection
 from edgekit.store import sha256_file

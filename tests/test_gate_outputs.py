@@ -10,8 +10,9 @@ from xml.etree import ElementTree as Xml
 import pytest
 from gate_records import Record, absent, record, row
 
-from edgekit import console, gate
-from edgekit.gate import outputs
+from edgekit import console
+from edgekit import gating as gate
+from edgekit.gating import outputs
 from edgekit.recipe import GateSection
 from edgekit.report import gate_markdown, junit
 

@@ -13,8 +13,8 @@ import pytest
 from edgekit import backends, inspection, machine
 from edgekit.backends import LayerPrecision, LayerTime
 from edgekit.errors import InputError
-from edgekit.explain import by_operator, explain
 from edgekit.inspection import lighten
+from edgekit.inspection.explain import by_operator, explain
 from edgekit.measure import Measured
 from edgekit.target import Target, lacks, load_target
 

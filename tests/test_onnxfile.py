@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import child, onnxcheck, onnxfile
+from edgekit import child, onnxfile
 from edgekit.errors import EdgekitError, InputError, UnavailableError
+from edgekit.onnxfile import check as onnxcheck
 from edgekit.recipe import ExportSection, Preprocess
 
 
@@ -382,7 +383,7 @@ def test_a_child_that_dies_while_parsing_is_an_input_error(tmp_path: Path, monke
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:
-    from edgekit.ortrun import Runtime
+    from edgekit.onnxfile.running import Runtime
 
     (y,) = Runtime(path)({"x": x})
     return y

@@ -11,7 +11,8 @@ import pytest
 import record_maker as make
 import torch
 
-from edgekit import bundle, spool, target
+from edgekit import bundle, target
+from edgekit.workload import spool
 
 QEMU = shutil.which("qemu-x86_64-static")
 

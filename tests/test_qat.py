@@ -15,12 +15,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import edgekit
-from edgekit import exported, exporting, spool
+from edgekit import exported, exporting
 from edgekit.quantizers import _torch_graph, quantize_job
 from edgekit.recipe import MetricSection, QuantizeSection, TrainSection
 from edgekit.target import load_target
 from edgekit.training import TrainJob, train
 from edgekit.training.work import work
+from edgekit.workload import spool
 
 Array = np.ndarray[Any, Any]
 SIZE = 64

@@ -23,10 +23,11 @@ from quantizing import (
 )
 
 import edgekit
-from edgekit import console, spool
+from edgekit import console
 from edgekit.errors import InputError, StageError
 from edgekit.quantizers import _graph, _prepare, quantize_job
 from edgekit.target import load_target
+from edgekit.workload import spool
 
 
 @pytest.fixture

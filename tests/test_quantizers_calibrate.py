@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit import spool
 from edgekit.quantizers import _calibrate, _integers, _ranges
 from edgekit.quantizers._calibrate import BINS, Statistics
 from edgekit.quantizers._samples import Samples
 from edgekit.scheme import Scheme
+from edgekit.workload import spool
 
 U8, S8 = Scheme(), Scheme(activations="int8", symmetric_activations=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgekit.errors import InputError
+from edgekit.pipeline.routes import routes_of
 from edgekit.recipe import Recipe, load_recipe
-from edgekit.routes import routes_of
 
 GOOD = """
 recipe_version = 1

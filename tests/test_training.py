@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit import exported, spool, training
+from edgekit import exported, training
 from edgekit.errors import InputError, StageError
 from edgekit.recipe import MetricSection, TrainSection
 from edgekit.training import TrainJob, losses, statistics
 from edgekit.training.data import Split, share
 from edgekit.training.models import ending_of
 from edgekit.training.work import work
+from edgekit.workload import spool
 
 DATA = """
 import numpy as np

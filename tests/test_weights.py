@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgekit.errors import InputError
-from edgekit.onnxfile import load_weights
+from edgekit.workload.weights import load_weights
 
 
 def net() -> nn.Module:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit import spool, workload
+from edgekit import workload
 from edgekit.errors import InputError
 from edgekit.recipe import ExportSection
+from edgekit.workload import spool
 
 EXPORT = ExportSection().model_dump(mode="json")
 MODEL = """

@@ -80,7 +80,8 @@ def layer_precisions(model: Path, inputs: Iterable[Port], *, arch: str, seen: bo
         seen: Whether this is the graph that runs there; if not, a node that has all that an integer kernel
             wants counts as int8, for the fusing is left to the device.
     """
-    from edgekit import onnxcost, onnxfile
+    from edgekit import onnxfile
+    from edgekit.onnxfile import cost as onnxcost
 
     proto = onnxfile.read_model(model)
     try:

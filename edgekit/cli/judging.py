@@ -41,7 +41,7 @@ def bench(models: tuple[Path, ...], target: str, as_json: bool, **options: Any) 
 @JSON
 def gate(results: Path, as_json: bool, **options: Any) -> int:
     """Judge recorded numbers against limits; exit 1 where one is broken."""
-    from edgekit import gate as gates
+    from edgekit import gating as gates
 
     verdict, code = gates.run_gate(results, **options)
     if as_json:

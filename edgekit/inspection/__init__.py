@@ -11,7 +11,7 @@ from typing import Any
 from edgekit import backends, child
 from edgekit.backends import LayerPrecision, LayerTime
 from edgekit.errors import InputError
-from edgekit.explain import by_operator, explain
+from edgekit.inspection.explain import by_operator, explain
 from edgekit.recipe import ModelSection
 from edgekit.store import sha256_file
 from edgekit.target import Device, Run, Target, load_target
@@ -72,7 +72,7 @@ def inspect(
 
 
 def profiled(artifact: Path, target: Target, layers: list[LayerPrecision], feeds: Path | None) -> dict[str, Any]:
-    """Time by operator and layer, and what :func:`edgekit.explain.explain` finds; JSON-ready."""
+    """Time by operator and layer, and what :func:`edgekit.inspection.explain.explain` finds; JSON-ready."""
     settings = target.model_dump(mode="json")
 
     def job(function: str, settings: dict[str, Any]) -> Any:

@@ -126,9 +126,9 @@ def prune_job(
         latency: For ``target_speedup``: ``{"target": …, "precision": "fp32" or "int8"}``.
         base: The recipe's folder, for a method by path.
     """
-    from edgekit import spool
     from edgekit.exported import load
     from edgekit.pruners._run import pruned, report
+    from edgekit.workload import spool
 
     _in_range(settings)
     member = rooms.load("pruners", settings.get("method", "magnitude"), base=Path(base) if base else None)

@@ -27,16 +27,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import child, console, onnxfile, rooms, spool
+from edgekit import child, console, onnxfile, rooms
 from edgekit.errors import InputError
 from edgekit.recipe import ExportSection, MetricSection, QuantizeSection
 from edgekit.target import Target, checked, load_target
+from edgekit.workload import spool
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgekit.batches import Converter
     from edgekit.quantizers._job import Job
+    from edgekit.workload.batches import Converter
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def quantize(
         InputError: A model, target, setting or sample that is wrong.
         StageError: The quantized model is bad, or ``max_drop`` can't be held.
     """
-    from edgekit.batches import Converter
+    from edgekit.workload.batches import Converter
 
     chosen = target if isinstance(target, Target) else load_target(target)
     section = _section(method, settings)

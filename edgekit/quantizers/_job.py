@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekit.errors import InputError
 from edgekit.recipe import MetricSection, QuantizeSection
-from edgekit.spool import Spool
 from edgekit.target import Target
+from edgekit.workload.spool import Spool
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit import console
 from edgekit.errors import InputError
-from edgekit.spool import Spool
+from edgekit.workload.spool import Spool
 
 if TYPE_CHECKING:
     import numpy as np

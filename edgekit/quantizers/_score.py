@@ -15,7 +15,7 @@ from edgekit.quantizers import _graph
 from edgekit.quantizers._job import Job
 from edgekit.quantizers._samples import Samples, check, fixed_batch
 from edgekit.recipe import MetricSection
-from edgekit.spool import Spool
+from edgekit.workload.spool import Spool
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ def render(verdict: dict[str, Any], *, limit: int = COMMENT_LIMIT) -> str:
     """The document, cut to ``limit`` bytes by whole lines; it says how many it left out.
 
     Args:
-        verdict: Of :func:`edgekit.gate.judge`. limit: Bytes of UTF-8.
+        verdict: Of :func:`edgekit.gating.judge`. limit: Bytes of UTF-8.
     """
     checks = verdict["checks"]
     wrong = [c for c in checks if c["passed"] is not True]

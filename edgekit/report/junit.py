@@ -15,7 +15,7 @@ _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def render(verdict: dict[str, Any]) -> str:
-    """The XML document of a verdict of :func:`edgekit.gate.judge`."""
+    """The XML document of a verdict of :func:`edgekit.gating.judge`."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for check in verdict["checks"]:
         groups.setdefault(check.get("target") or "run", []).append(check)

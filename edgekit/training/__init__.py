@@ -43,7 +43,7 @@ class TrainJob:
         out: Where the trained model goes, of the student's kind.
         scratch: A folder for checkpoints; a killed run that finds its own there goes on from it.
         data: ``{"entry": "file.py:function", "base": folder}``, called in the training process, or
-            ``{"spool": {"train": folder, "validation": folder}}`` (:mod:`edgekit.spool`).
+            ``{"spool": {"train": folder, "validation": folder}}`` (:mod:`edgekit.workload.spool`).
         settings: How to train. seed: Of everything that is random.
         teacher: The original to distil from, ``.pt2`` or ``.onnx``; None where ``settings.distill`` is 0.
         weights: For ``qat``: the float ``.onnx`` that the student was quantized from; its weights are finer than

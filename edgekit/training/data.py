@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError, InputError
-from edgekit.spool import Spool
+from edgekit.workload.spool import Spool
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +27,7 @@ class Split:
 
     Attributes:
         name: ``train`` or ``validation``.
-        source: What the user gave: re-iterable over ``(inputs, labels)``, or a :class:`~edgekit.spool.Spool`.
+        source: What the user gave: re-iterable over ``(inputs, labels)``, or a :class:`~edgekit.workload.spool.Spool`.
         convert: Turns one of its items into ``(feeds, labels)``, arrays that fit the model, or raises.
         shuffle: Whether the samples of a spool, which lie in a fixed order, are mixed at each pass.
     """

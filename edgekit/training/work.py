@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import metrics, spool, workload
-from edgekit.batches import Converter
+from edgekit import metrics, workload
 from edgekit.errors import InputError
 from edgekit.store import sha256_json
 from edgekit.training import losses
 from edgekit.training.data import Split
 from edgekit.training.fit import Task, fit
 from edgekit.training.models import Trainee, open_trainee
+from edgekit.workload import spool
+from edgekit.workload.batches import Converter
 
 if TYPE_CHECKING:
     from edgekit.training import TrainJob

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.onnxedit import affine, chosen_index
+from edgekit.onnxfile.edit import affine, chosen_index
 from edgekit.recipe import Preprocess
 
 if TYPE_CHECKING:

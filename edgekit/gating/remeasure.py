@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.console import note
-from edgekit.gate.baseline import Slowdowns, same_artifact
-from edgekit.gate.check import RATIO, Check, at_most, unknown
-from edgekit.gate.keep import artifact_path
+from edgekit.gating.baseline import Slowdowns, same_artifact
+from edgekit.gating.check import RATIO, Check, at_most, unknown
+from edgekit.gating.keep import artifact_path
 from edgekit.measure import Measured, Row, measure_rows
 from edgekit.recipe import BaselineSection, MeasureSection
 from edgekit.target import load_target

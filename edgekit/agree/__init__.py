@@ -293,7 +293,7 @@ def example_for(model: onnx.ModelProto, seed: int = 0) -> tuple[Feeds, dict[str,
     import numpy as np
     import onnx
 
-    from edgekit.onnxcost import input_shapes
+    from edgekit.onnxfile.cost import input_shapes
 
     rng = np.random.default_rng(seed)
     shapes = input_shapes(model)

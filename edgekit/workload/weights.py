@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InputError
-from edgekit.onnxcheck import shown
-from edgekit.sniffing import KINDS, REMEDIES, sniff
+from edgekit.onnxfile.check import shown
+from edgekit.onnxfile.sniffing import KINDS, REMEDIES, sniff
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import onnxcheck
 from edgekit.errors import InputError
+from edgekit.onnxfile import check as onnxcheck
 
 if TYPE_CHECKING:
     import onnx
@@ -141,7 +141,7 @@ def _observed_shapes(model: onnx.ModelProto, counted: Sequence[onnx.NodeProto], 
     import numpy as np
     import onnx
 
-    from edgekit.ortrun import Runtime, with_outputs
+    from edgekit.onnxfile.running import Runtime, with_outputs
 
     wanted = {name for node in counted for name in (*node.input, *node.output) if name}
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}

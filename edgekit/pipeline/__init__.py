@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit import console, judge, record, stages
+from edgekit import console
 from edgekit.errors import EdgekitError, InputError, UnavailableError
+from edgekit.pipeline import judge, record, stages
+from edgekit.pipeline.routes import Route, routes_of
+from edgekit.pipeline.workshop import Artifact, NotMadeYet, Workshop, open_workshop
 from edgekit.recipe import Recipe, load_recipe
-from edgekit.routes import Route, routes_of
 from edgekit.store import Store
-from edgekit.workshop import Artifact, NotMadeYet, Workshop, open_workshop
 
 # Each takes what the one before it made; one that a route leaves out hands it on.
 LINE: tuple[tuple[str, Callable[[Workshop, Route, Artifact], Artifact | None]], ...] = (

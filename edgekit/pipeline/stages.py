@@ -12,9 +12,9 @@ from typing import Any, Literal
 from edgekit import child, machine, training, workload
 from edgekit.console import warn
 from edgekit.errors import InputError, UnavailableError
+from edgekit.pipeline.routes import Route
+from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop, versions
 from edgekit.recipe import Recipe, TrainSection
-from edgekit.routes import Route
-from edgekit.workshop import ONNX, TORCH, Artifact, Workshop, versions
 
 WEIGHTS_ALONE = ("magnitude", "l2", "bn_scale", "lamp")  # pruners that read no data
 

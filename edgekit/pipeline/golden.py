@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import store
 from edgekit.errors import InputError, StageError
-from edgekit.spool import Spool
+from edgekit.workload.spool import Spool
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekit
-from edgekit import child, console, evaluate, gate, golden, inspection, machine, report, result
+from edgekit import child, console, evaluate, inspection, machine, report, result
+from edgekit import gating as gate
 from edgekit.backends import LayerPrecision, conversions, int8_macs_share
 from edgekit.errors import EdgekitError, InputError
+from edgekit.pipeline import golden
+from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop
 from edgekit.store import sha256_file, sha256_json, write_error
-from edgekit.workshop import ONNX, TORCH, Artifact, Workshop
 
 if TYPE_CHECKING:
     from edgekit.pipeline import Row
@@ -229,7 +231,7 @@ def _facts(shop: Workshop, row: Row) -> dict[str, Any]:
                 inputs,
                 "facts",
                 "facts",
-                lambda folder, _: child.call("edgekit.onnxcost:facts_job", model=str(onnx.path)),
+                lambda folder, _: child.call("edgekit.onnxfile.cost:facts_job", model=str(onnx.path)),
             ).entry.meta
         if row.artifact and row.artifact.form not in (ONNX, TORCH):
             facts = {**facts, **_compiled_facts(shop, row, row.artifact)}

@@ -1,8 +1,8 @@
 """ONNX files that others made, taken in safely.
 
 Nothing here trusts a file's name or content: what it is, is told by its bytes
-(:mod:`edgekit.sniffing`); where its weights lie, is checked before a library opens them
-(:mod:`edgekit.onnxcheck`); and parsing happens in a child process, because the parsers are
+(:mod:`edgekit.onnxfile.sniffing`); where its weights lie, is checked before a library opens them
+(:mod:`edgekit.onnxfile.check`); and parsing happens in a child process, because the parsers are
 native code that can abort. :func:`read_model` is the one way to load an ONNX file.
 """
 
@@ -12,12 +12,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import child, onnxcheck
+from edgekit import child
 from edgekit.errors import InputError, StageError
-from edgekit.onnxadopt import normalize
-from edgekit.onnxcost import facts_job, macs, node_macs
-from edgekit.sniffing import require, sniff
-from edgekit.weights import load_weights
+from edgekit.onnxfile import check as onnxcheck
+from edgekit.onnxfile.adopt import normalize
+from edgekit.onnxfile.cost import facts_job, macs, node_macs
+from edgekit.onnxfile.sniffing import require, sniff
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +30,6 @@ __all__ = [
     "facts_job",
     "inputs",
     "inspect_job",
-    "load_weights",
     "macs",
     "node_macs",
     "normalize",
@@ -78,7 +77,7 @@ def inspect_job(model: str) -> dict[str, Any]:
 
 
 def read_model(path: Path | str, *, weights: bool = True) -> onnx.ModelProto:
-    """Load an ONNX file with every check of :mod:`edgekit.onnxcheck`.
+    """Load an ONNX file with every check of :mod:`edgekit.onnxfile.check`.
 
     Call it in a child process for a file that edgekit did not write.
 

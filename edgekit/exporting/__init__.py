@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import agree, bisection, child
+from edgekit import agree, child
+from edgekit.agree import bisection
 from edgekit.errors import EdgekitError, InputError, StageError
 from edgekit.recipe import ExportSection
 
@@ -54,7 +55,7 @@ def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]
     finish(graph, signature.inputs, signature.outputs, signature.dynamic, {n: v.shape for n, v in example.items()})
     dynamic = dict(signature.dynamic)
     if section.shapes:
-        from edgekit import onnxedit
+        from edgekit.onnxfile import edit as onnxedit
 
         onnxedit.fix_shapes(graph, section.shapes)
         example, dynamic = _reshaped(example, section.shapes), {}
@@ -129,7 +130,7 @@ def finish(
     shapes: Mapping[str, Sequence[int]],
 ) -> None:
     """Give a translated graph the user's names, keep the nodes' origins, note the shapes of one sample."""
-    from edgekit import onnxedit
+    from edgekit.onnxfile import edit as onnxedit
 
     onnxedit.name_ports(graph, inputs, outputs)
     onnxedit.name_free_sizes(graph, dynamic)
@@ -193,7 +194,7 @@ def _reshaped(example: Mapping[str, Array], shapes: Mapping[str, Sequence[int]])
 
 
 def _runtime(path: Path | str) -> agree.Runner:
-    from edgekit.ortrun import Runtime
+    from edgekit.onnxfile.running import Runtime
 
     try:
         return Runtime(path)
@@ -256,7 +257,7 @@ def _untranslatable(program: torch.export.ExportedProgram, error: Exception) -> 
 
 def origin_of_operation(node: torch.fx.Node) -> tuple[str, str]:
     """The user's module and ``file:line`` behind an operation of a torch graph; each may be empty."""
-    from edgekit.onnxedit import source_line
+    from edgekit.onnxfile.edit import source_line
 
     scopes = list((node.meta.get("nn_module_stack") or {}).values())
     return (scopes[-1][0] if scopes else ""), source_line(node.meta.get("stack_trace") or "")
@@ -300,7 +301,8 @@ def onnxsim_job(model: str, out: str, fold: bool = True) -> None:
     """Child side of :func:`simplify_job`: onnxsim, then our own notes put back; ``fold``: constants, too."""
     import onnxsim
 
-    from edgekit import onnxedit, onnxfile
+    from edgekit import onnxfile
+    from edgekit.onnxfile import edit as onnxedit
 
     before = onnxfile.read_model(model)
     after, _ = onnxsim.simplify(before, check_n=0, certify=False, skip_constant_folding=not fold)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InputError
-from edgekit.onnxcheck import shown
-from edgekit.onnxcost import SHAPES_KEY
+from edgekit.onnxfile.check import shown
+from edgekit.onnxfile.cost import SHAPES_KEY
 
 if TYPE_CHECKING:
     import onnx

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import edgekit
-from edgekit import bisection, child, evaluate, machine, workload
+from edgekit import child, evaluate, machine, workload
+from edgekit.agree import bisection
 from edgekit.console import warn
 from edgekit.errors import EdgekitError, InputError
+from edgekit.pipeline.routes import Route
 from edgekit.recipe import Recipe
-from edgekit.routes import Route
-from edgekit.spool import Spool
-from edgekit.spool import read as read_spool
 from edgekit.store import MANIFEST, Entry, Store, sha256_json
+from edgekit.workload.spool import Spool
+from edgekit.workload.spool import read as read_spool
 
 ONNX, TORCH = "onnx", "torch"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import console, machine
 from edgekit.measure import Row as Measurable
 from edgekit.measure import measure_rows
-from edgekit.workshop import Artifact, Workshop, versions
+from edgekit.pipeline.workshop import Artifact, Workshop, versions
 
 if TYPE_CHECKING:
     from edgekit.pipeline import Row

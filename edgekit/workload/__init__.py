@@ -15,10 +15,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import onnxadopt, onnxfile, rooms, spool
+from edgekit import onnxfile, rooms
 from edgekit.console import track
 from edgekit.errors import EdgekitError, InputError
+from edgekit.onnxfile import adopt as onnxadopt
 from edgekit.recipe import ExportSection, ModelSection, Preprocess
+from edgekit.workload import spool
+from edgekit.workload.weights import load_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,13 +128,13 @@ def build(section: ModelSection, base: Path, seed: int) -> tuple[nn.Module, Any]
         )
     module, example = made
     if section.weights:
-        onnxfile.load_weights(module, base / section.weights)
+        load_weights(module, base / section.weights)
     return module, example
 
 
 def _with_preprocessing(module: nn.Module, example: Any, settings: Preprocess) -> tuple[nn.Module, Any]:
     """Wrap the model so that its input is what the device feeds: raw uint8."""
-    from edgekit.preprocessing import with_preprocessing
+    from edgekit.exporting.preprocessing import with_preprocessing
 
     return with_preprocessing(module, example, settings)
 
@@ -248,7 +251,7 @@ def _overlaps(hashes: dict[str, list[str]]) -> list[str]:
 
 
 def spool_job(data: Any, base: str, model: str, seed: int, name: str, limit: int | None, out: str) -> dict[str, Any]:
-    """Write one split as a :class:`~edgekit.spool.Spool` into the folder ``out``."""
+    """Write one split as a :class:`~edgekit.workload.spool.Spool` into the folder ``out``."""
     splits = obtain_data(data, base, seed)
     written = spool.write(_batches(splits, name, model, seed, limit), Path(out))
     return {"samples": written.samples, "labelled": written.labelled}
@@ -273,7 +276,7 @@ def _batches(
     splits: Any, name: str, model: str, seed: int, limit: int | None
 ) -> Iterator[tuple[dict[str, Array], Array | None]]:
     """The checked batches of a split as arrays, at most ``limit`` samples."""
-    from edgekit.batches import Converter
+    from edgekit.workload.batches import Converter
 
     convert = Converter(Path(model))
     _seed(seed)

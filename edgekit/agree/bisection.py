@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import child
 from edgekit.agree import FLOOR, as_array, gap_of
 from edgekit.errors import EdgekitError, StageError
-from edgekit.onnxcheck import reads
+from edgekit.onnxfile.check import reads
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +72,7 @@ def check_compiled(
     if artifact.suffix == ".onnx":
         with contextlib.suppress(EdgekitError):  # a runtime's own operators may run nowhere else
             found = child.call(
-                "edgekit.bisection:bisect_job",
+                "edgekit.agree.bisection:bisect_job",
                 a=str(model),
                 b=str(artifact),
                 feeds=str(data / "000000.npz"),
@@ -100,7 +100,7 @@ def bisect_job(a: str, b: str, feeds: str, tolerance: float = FLOOR) -> dict[str
     """
     import numpy as np
 
-    from edgekit.sniffing import sniff
+    from edgekit.onnxfile.sniffing import sniff
 
     with np.load(feeds, allow_pickle=False) as file:
         values = {name.removeprefix("in:"): file[name] for name in file.files if name != "label"}
@@ -114,7 +114,8 @@ def bisect_onnx(a: Path | str, b: Path | str, feeds: Feeds, tolerance: float = F
 
     None where all agree, or where the graphs share no value.
     """
-    from edgekit import onnxfile, ortrun
+    from edgekit import onnxfile
+    from edgekit.onnxfile import running as ortrun
 
     first, second = onnxfile.read_model(a), onnxfile.read_model(b)
     made = {name for node in first.graph.node for name in node.output if name}
@@ -134,7 +135,8 @@ def bisect_torch_onnx(
     """
     import torch
 
-    from edgekit import exported, exporting, onnxfile, ortrun
+    from edgekit import exported, exporting, onnxfile
+    from edgekit.onnxfile import running as ortrun
 
     proto = onnxfile.read_model(graph)
     opset = next(entry.version for entry in proto.opset_import if not entry.domain)
@@ -242,6 +244,6 @@ def _origins(model: onnx.ModelProto) -> Origins:
 
 def origin(node: onnx.NodeProto) -> tuple[str, str]:
     """The user's module and ``file:line`` that a node came from; each may be empty."""
-    from edgekit.onnxedit import origin_of
+    from edgekit.onnxfile.edit import origin_of
 
     return origin_of({entry.key: entry.value for entry in node.metadata_props})

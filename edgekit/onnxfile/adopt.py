@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import child, onnxcheck
+from edgekit import child
 from edgekit.console import warn
 from edgekit.errors import EdgekitError, InputError, StageError, UnavailableError
+from edgekit.onnxfile import check as onnxcheck
+from edgekit.onnxfile.sniffing import require
 from edgekit.recipe import ExportSection
-from edgekit.sniffing import require
 
 if TYPE_CHECKING:
     import onnx
@@ -60,14 +61,15 @@ def normalize(path: Path | str, out: Path | str, settings: ExportSection | None 
 
 
 def _attempt(job: dict[str, Any], *, convert: bool) -> dict[str, Any]:
-    made: dict[str, Any] = child.call("edgekit.onnxadopt:normalize_job", timeout_s=LIMIT_S, convert=convert, **job)
+    made: dict[str, Any] = child.call("edgekit.onnxfile.adopt:normalize_job", timeout_s=LIMIT_S, convert=convert, **job)
     return made
 
 
 def normalize_job(model: str, out: str, settings: dict[str, Any], convert: bool = True) -> dict[str, Any]:
     """Child side of :func:`normalize`; ``convert``: whether an old opset is brought up to date."""
-    from edgekit import onnxedit, onnxfile
+    from edgekit import onnxfile
     from edgekit.exporting import save
+    from edgekit.onnxfile import edit as onnxedit
 
     source, target = Path(model), Path(out)
     section = ExportSection.model_validate(settings)
@@ -171,7 +173,7 @@ def _to_ir(proto: onnx.ModelProto) -> Any:
 def _parity(source: Path, target: Path, warnings: list[str]) -> dict[str, Any] | None:
     """Run both; None where the user's own file does not run on made-up inputs."""
     from edgekit import agree, onnxfile
-    from edgekit.ortrun import Runtime
+    from edgekit.onnxfile.running import Runtime
 
     try:
         trials = agree.trial_feeds(*agree.example_for(onnxfile.read_model(target, weights=False)))

@@ -2,21 +2,19 @@
 
     edgekit gate results.json --baseline baseline.json --junit gate.xml --markdown gate.md
 
-Three answers: pass, fail, or inconclusive where the run can't tell. ``edgekit.gate(...)`` is this
-module called: the same from Python.
+Three answers: pass, fail, or inconclusive where the run can't tell. ``edgekit.gate(...)`` is the
+same from Python.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from edgekit.errors import InputError
-from edgekit.gate.baseline import Slowdowns, check_baseline
-from edgekit.gate.check import Check, broken
-from edgekit.gate.limits import asked, check_rows, ordered
+from edgekit.gating.baseline import Slowdowns, check_baseline
+from edgekit.gating.check import Check, broken
+from edgekit.gating.limits import asked, check_rows, ordered
 from edgekit.recipe import GateSection
 
 __all__ = ["asked", "exit_code", "gate", "judge", "run_gate", "text"]
@@ -36,11 +34,11 @@ def judge(
         results: A record (``edgekit.results/1``).
         settings: The limits; None: none.
         baseline: An earlier record of the same model and data.
-        slowdowns: Times measured again, by row (see :mod:`edgekit.gate.remeasure`).
+        slowdowns: Times measured again, by row (see :mod:`edgekit.gating.remeasure`).
 
     Returns:
         ``passed`` (True, False, None: inconclusive, or None without checks where no limit was set),
-        ``checks`` (worst first; see :class:`edgekit.gate.check.Check`), ``notes`` (what was not checked, and why).
+        ``checks`` (worst first; see :class:`edgekit.gating.check.Check`), ``notes`` (what was not checked, and why).
 
     Raises:
         InputError: The baseline is of another model or data set.
@@ -130,7 +128,7 @@ def run_gate(
     Raises:
         InputError: A record is not valid, options that don't go together, or a baseline of another model.
     """
-    from edgekit.gate import outputs
+    from edgekit.gating import outputs
 
     now = _record(results)
     limits = settings or limits_of(now)
@@ -146,7 +144,7 @@ def run_gate(
         then = _baseline(baseline) if baseline is not None else None
         slowdowns = None
         if remeasure and then is not None and baseline is not None:
-            from edgekit.gate.remeasure import measured_again
+            from edgekit.gating.remeasure import measured_again
 
             slowdowns = measured_again(now, _folder(results), then, _folder(baseline), limits.baseline)
         verdict = _strict(judge(now, limits, then, slowdowns))
@@ -203,7 +201,7 @@ def _strict(verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _updated(now: dict[str, Any], limits: GateSection, results: Path, baseline: Path) -> dict[str, Any]:
-    from edgekit.gate.keep import keep_baseline
+    from edgekit.gating.keep import keep_baseline
 
     verdict = judge(now, limits)
     if failed := [row["id"] for row in now["variants"] if row["status"] == "failed"]:
@@ -248,13 +246,3 @@ def _edited(results: dict[str, Any], where: str) -> list[str]:
     says = f"{where} was changed after it was written: these are not the numbers that were measured"
     console.warn(says)
     return [says]
-
-
-class _Callable(ModuleType):
-    """Lets the public name ``edgekit.gate`` be both this module and the function in it."""
-
-    def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
-        return gate(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgekit.errors import InputError
-from edgekit.gate.check import (
+from edgekit.gating.check import (
     BYTES,
     COUNT,
     FRACTION,
@@ -20,7 +20,7 @@ from edgekit.gate.check import (
     broken,
     unknown,
 )
-from edgekit.gate.limits import Row, distrust, failed, honest_interval, reference_ids, speed_interval
+from edgekit.gating.limits import Row, distrust, failed, honest_interval, reference_ids, speed_interval
 from edgekit.recipe import BaselineSection
 
 CONTRADICTION = 0.1  # on the log scale: by how much two ways to the same ratio may differ in an honest record

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from edgekit.gate.check import (
+from edgekit.gating.check import (
     BYTES,
     COUNT,
     FRACTION,
