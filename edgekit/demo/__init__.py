@@ -11,7 +11,7 @@ from edgekit.store import write_bytes
 
 HERE = Path(__file__).parent
 FILES = ("model.py", "recipe.toml")
-EPOCHS = 20
+EPOCHS = 16
 
 
 def prepare(folder: Path) -> Path:

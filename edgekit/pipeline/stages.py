@@ -13,7 +13,7 @@ from edgekit import child, machine, training, workload
 from edgekit.console import warn
 from edgekit.errors import InputError, UnavailableError
 from edgekit.pipeline.routes import Route
-from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop, versions
+from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop, own_code, versions
 from edgekit.recipe import Recipe, TrainSection
 
 WEIGHTS_ALONE = ("magnitude", "l2", "bn_scale", "lamp")  # pruners that read no data
@@ -36,7 +36,8 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         return None
     settings = route.prune.model_dump(mode="json")
     calibration = shop.split("calibration") or shop.split("train")
-    inputs: dict[str, Any] = {"before": before.entry.key, "settings": settings}
+    code = own_code(shop.recipe.base, settings["method"])
+    inputs: dict[str, Any] = {"before": before.entry.key, "settings": settings, "code": code}
     arguments: dict[str, Any] = {"calibration": str(calibration.folder) if calibration else None}
     reads_data = settings["method"] not in WEIGHTS_ALONE or route.prune.scope == "sensitivity"
     if calibration and (reads_data or route.prune.target_speedup):
@@ -141,6 +142,7 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         "device": target["device"],
         "data": calibration.digest if calibration else None,
         "validation": [validation.digest, metric] if metric and validation else None,
+        "code": own_code(shop.recipe.base, settings["method"], shop.recipe.metric.name),
         "versions": versions("onnx", "onnxruntime"),
     }
     return shop.make(
@@ -199,13 +201,15 @@ def _train(shop: Workshop, kind: Literal["recover", "qat"], settings: TrainSecti
     inputs = {
         "before": before.entry.key,
         "teacher": shop.loaded.entry.key,
-        "settings": settings.model_dump(mode="json"),
+        "settings": {**settings.model_dump(mode="json", exclude={"loss"}), "loss": _named(settings.loss)},
+        "code": own_code(recipe.base, settings.loss, recipe.metric.name),
         "data": digests,
         "metric": metric.model_dump(mode="json") if metric else None,
         "seed": recipe.seed,
         "versions": versions("torch", "accelerate"),
     }
     main = "model.pt2" if recover else "model.onnx"
+    loss = settings.loss if callable(settings.loss) else None
 
     def work(folder: Path, scratch: Path) -> dict[str, Any]:
         job = training.TrainJob(
@@ -215,15 +219,20 @@ def _train(shop: Workshop, kind: Literal["recover", "qat"], settings: TrainSecti
             out=str(folder / main),
             scratch=str(scratch),
             data=data,
-            settings=settings,
+            settings=settings.model_copy(update={"loss": "auto"}) if loss else settings,
             metric=metric,
             seed=recipe.seed,
             base=str(recipe.base),
             weights=str(before.before.path) if before.before and not recover else None,
         )
-        return {"training": training.train(job, data=live)}
+        return {"training": training.train(job, data=live, loss=loss)}
 
     return shop.make("recover" if recover else "finetune", inputs, main, TORCH if recover else ONNX, work)
+
+
+def _named(loss: Any) -> str:
+    """A loss as part of a key: its name, or that of the function that was given."""
+    return loss if isinstance(loss, str) else f"{loss.__module__}.{loss.__qualname__}"
 
 
 def _training_data(shop: Workshop) -> tuple[dict[str, Any], Any, dict[str, Any]]:

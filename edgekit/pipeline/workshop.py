@@ -16,7 +16,7 @@ from edgekit.console import warn
 from edgekit.errors import EdgekitError, InputError
 from edgekit.pipeline.routes import Route
 from edgekit.recipe import Recipe
-from edgekit.store import MANIFEST, Entry, Store, sha256_json
+from edgekit.store import MANIFEST, Entry, Store, sha256_file, sha256_json
 from edgekit.workload.spool import Spool
 from edgekit.workload.spool import read as read_spool
 
@@ -27,6 +27,14 @@ def versions(*packages: str) -> dict[str, str]:
     """The versions of the packages that a stage's result depends on, as far as they are installed."""
     installed = machine.versions()
     return {name: installed[name] for name in packages if name in installed}
+
+
+def own_code(base: Path, *names: Any) -> dict[str, str]:
+    """The hashes of the user's own files among ``names`` (``metric.py``, ``loss.py:function``): part of a key."""
+    files = {name.partition(":")[0] for name in names if isinstance(name, str)}
+    return {
+        name: sha256_file(base / name) for name in sorted(files) if name.endswith(".py") and (base / name).is_file()
+    }
 
 
 @dataclass(frozen=True)
