@@ -249,12 +249,20 @@ def spooled(images: list[tuple[Any, int]], folder: Path) -> Path:
 
 
 def resnet20(data: Path, out: Path) -> Path:
-    """The CIFAR ResNet-20 (He et al. 2015, section 4.2) with the data's weights, exported and simplified."""
+    """:func:`resnet20_module`, exported and simplified."""
+    import torch
+
+    from edgekit import api
+
+    api.export(resnet20_module(data), torch.zeros(2, 3, 32, 32), out=out)
+    return out
+
+
+def resnet20_module(data: Path) -> Any:
+    """The CIFAR ResNet-20 (He et al. 2015, section 4.2) with the data's weights."""
     import torch
     import torch.nn.functional as F
     from torch import nn
-
-    from edgekit import api
 
     class Block(nn.Module):
         def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -288,8 +296,7 @@ def resnet20(data: Path, out: Path) -> Path:
 
     net = Net()
     net.load_state_dict(torch.load(data / "resnet20-cifar10.pt", weights_only=True))
-    api.export(net.eval(), torch.zeros(2, 3, 32, 32), out=out)
-    return out
+    return net.eval()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ the child is raised again here; a crash, a time-out or any other exception becom
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -27,10 +28,11 @@ from typing import Any
 
 from edgekit import errors
 from edgekit.console import PROGRESS_FILE, Relay
-from edgekit.store import write_json
+from edgekit.store import write_error, write_json
 
 KEPT_OUTPUT = 64 * 1024  # bytes of the child's output that are kept: its end
 TIMEOUT_S = 3600.0
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # What would phone home, or print where nobody reads, is off in every child.
 SCRUBBED = {
@@ -170,6 +172,19 @@ def die_with_parent() -> None:
         return  # not Linux: the time limit still holds
 
 
+def _told(name: str, error: Exception) -> errors.StageError:
+    """What to say of an error that is none of edgekit's own."""
+    if isinstance(error, MemoryError):
+        return errors.StageError(f"{name} ran out of memory", remedy="use a smaller batch, model or data set")
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return write_error(Path(error.filename or tempfile.gettempdir()), error)
+    return errors.StageError(
+        f"{name} failed: {type(error).__name__}: {str(error).strip()[:600]}",
+        remedy="run again with -v for the whole message",
+        details="".join(traceback.format_exception(error))[-6000:],
+    )
+
+
 def main(job_path: str) -> None:
     """The child's side: read the job, call the function, write the answer."""
     parent = os.getppid()
@@ -183,16 +198,8 @@ def main(job_path: str) -> None:
         reply = {"result": getattr(importlib.import_module(module), name)(**job["arguments"])}
     except errors.EdgekitError as error:
         reply = {"error": error.to_dict()}
-    except MemoryError:
-        full = errors.StageError(f"{name} ran out of memory", remedy="use a smaller batch, model or data set")
-        reply = {"error": full.to_dict()}
     except Exception as error:
-        failed = errors.StageError(
-            f"{name} failed: {type(error).__name__}: {str(error).strip()[:600]}",
-            remedy="run again with -v for the whole message",
-            details=traceback.format_exc()[-6000:],
-        )
-        reply = {"error": failed.to_dict()}
+        reply = {"error": _told(name, error).to_dict()}
     write_json(Path(job["answer"]), reply)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -50,6 +51,10 @@ def flood() -> str:
         os.write(1, b"x" * 100_000)
         os.write(2, b"y" * 100_000)
     return "done"
+
+
+def fill() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/model.onnx")
 
 
 def eat() -> int:
@@ -109,6 +114,11 @@ def test_a_flood_of_output_is_drained_and_capped() -> None:
 def test_out_of_memory_is_told() -> None:
     with pytest.raises(StageError, match="out of memory"):
         call("eat")
+
+
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(StageError, match=r"model\.onnx: can't write this file: No space left on device"):
+        call("fill")
 
 
 def test_the_environment_is_scrubbed() -> None:
