@@ -43,7 +43,6 @@ SCRUBBED = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONFAULTHANDLER": "1",
     "OMP_WAIT_POLICY": "passive",  # spinning threads make training crawl beside any other program
 }

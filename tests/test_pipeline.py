@@ -185,17 +185,17 @@ def test_live_objects_from_python(tmp_path: Path) -> None:
 def test_one_target_failing_does_not_stop_the_others(job: Path, tmp_path: Path) -> None:
     backend = job / "crashing.py"
     backend.write_text(
-        "import os\nfrom pydantic import BaseModel\nEXTRA = 'none'\nclass Options(BaseModel): pass\n"
-        "def version(): return '1'\ndef probe(): return {'version': '1'}\n"
-        "def compile_model(model, target, out): os.abort()\n"
-        "def open_model(artifact, target): os.abort()\n"
+        "import os\nfrom edgekit.backends import onnxruntime as real\n"
+        "from edgekit.backends.onnxruntime import EXTRA, Options, layers, open_model, probe, profile, version\n"
+        "def compile_model(model, target, out):\n"
+        "    return real.compile_model(model, target, out) if target.name == 'proof' else os.abort()\n"
     )
     (job / "broken.toml").write_text(
         f'title = "A runtime that aborts"\nsource = "test"\nbackend = "{backend}"\n'
         'cross = true\n[device]\narch = "none"\n'
     )
     text = RECIPE.replace('["x86-cpu"]', '["x86-cpu", "broken.toml"]')
-    (job / "recipe.toml").write_text(text.split("[[variant]]")[0] + '[[variant]]\nname = "fp32"\n')
+    (job / "recipe.toml").write_text(text.split("[gate]")[0] + '[[variant]]\nname = "fp32"\n')
     process = _cli("run", str(job / "recipe.toml"), "--out", str(tmp_path / "out"))
     _, said = process.communicate()
     assert process.returncode == 3, said
@@ -206,7 +206,7 @@ def test_one_target_failing_does_not_stop_the_others(job: Path, tmp_path: Path) 
 
 
 def test_json_is_alone_on_stdout(job: Path, tmp_path: Path) -> None:
-    (job / "recipe.toml").write_text(RECIPE.split("[[variant]]")[0] + '[[variant]]\nname = "fp32"\n')
+    (job / "recipe.toml").write_text(RECIPE.split("[gate]")[0] + '[[variant]]\nname = "fp32"\n')
     process = _cli("run", str(job / "recipe.toml"), "--out", str(tmp_path / "out"), "--json")
     printed, said = process.communicate()
     assert process.returncode == 0, said

@@ -128,10 +128,9 @@ def test_a_textbook_mlp_with_a_sigmoid(tmp_path: Path) -> None:
         data=DataSection(entry=_splits(batch, train=20, calibration=4, validation=2, test=6)),
         recover=TrainSection(epochs=4, optimizer="adam", learning_rate=3e-3, distill=0.0),
         metric=MetricSection(name="auc"),
-        variant=(Variant(name="trained", recover=True), Variant(name="small", prune=True, quantize="static")),
+        variant=(Variant(name="small", prune=True, quantize="static"),),
     )
     assert rows["fp32"]["metric"]["value"] < 0.8  # untrained
-    assert rows["trained"]["metric"]["value"] > 0.9
     assert rows["small"]["metric"]["value"] > 0.85
 
 
