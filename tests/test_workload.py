@@ -95,9 +95,15 @@ def test_the_digest_follows_the_content_not_the_batching(base: Path) -> None:
 
 def test_a_split_is_spooled_as_it_came(base: Path, tmp_path: Path) -> None:
     workload.spool_job(
-        "model.py:data", str(base), str(base / "build" / "model.pt2"), 0, "test", None, str(tmp_path / "spool")
+        "model.py:data",
+        str(base),
+        str(base / "build" / "model.pt2"),
+        0,
+        {"test": None, "calibration": 3},
+        str(tmp_path),
     )
-    back = spool.read(tmp_path / "spool")
+    assert spool.read(tmp_path / "calibration").samples == 3
+    back = spool.read(tmp_path / "test")
     batches = list(back)
     assert (back.samples, back.labelled, len(batches)) == (11, True, 2)
     assert batches[0][0]["x"].dtype == np.float32

@@ -35,7 +35,7 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     if route.prune is None:
         return None
     settings = route.prune.model_dump(mode="json")
-    calibration = shop.split("calibration") or shop.split("train")
+    calibration = shop.split("calibration")
     code = own_code(shop.recipe.base, settings["method"])
     inputs: dict[str, Any] = {"before": before.entry.key, "settings": settings, "code": code}
     arguments: dict[str, Any] = {"calibration": str(calibration.folder) if calibration else None}
@@ -118,7 +118,7 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     """Put Q/DQ in by the target's scheme (ONNX → ONNX)."""
     if route.quantize is None:
         return None
-    calibration = shop.split("calibration") or shop.split("train")
+    calibration = shop.split("calibration")
     without_data = ("dynamic", "weight_only", "fp16", "bf16", "clustered", "binary")
     if calibration is None and route.quantize.method not in without_data:
         raise InputError(

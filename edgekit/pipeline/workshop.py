@@ -85,6 +85,7 @@ class Workshop:
         model: What the model is (:func:`edgekit.workload.fingerprint_job`).
         data: What each split is (:func:`edgekit.workload.digest_job`); None where it is not given.
         loaded: The loaded model, where every route starts.
+        spools: The splits on disk, a folder each.
         failures: By key, so that no row tries again what failed for another.
         planning: Only look up what is there: what is not raises :class:`NotMadeYet`.
     """
@@ -94,6 +95,7 @@ class Workshop:
     model: dict[str, str]
     data: dict[str, Any]
     loaded: Artifact = None  # type: ignore[assignment]  # set as soon as the model is loaded
+    spools: Entry | None = None
     failures: dict[str, EdgekitError] = field(default_factory=dict)
     planning: bool = False
 
@@ -140,26 +142,8 @@ class Workshop:
 
     def split(self, name: str) -> Spool | None:
         """A split of the data on disk; None where the user gives no such split."""
-        if not self.data.get(name):
-            return None
-        limit = self.recipe.quantize.samples if name == "calibration" else None
-        inputs = {"stage": "data", "digest": self.data[name]["digest"], "split": name, "limit": limit}
-        if self.planning and self.store.find(inputs) is None:
-            raise NotMadeYet("data")
-        entry = self.store.build(inputs, lambda folder, _: self._spool(name, limit, folder))
-        return read_spool(entry.path("spool"))
-
-    def _spool(self, name: str, limit: int | None, folder: Path) -> dict[str, Any]:
-        return self.job(
-            "edgekit.workload:spool_job",
-            data=self.recipe.data.entry,
-            base=str(self.recipe.base),
-            model=str(self.loaded.path),
-            seed=self.recipe.seed,
-            name=name,
-            limit=limit,
-            out=str(folder / "spool"),
-        )
+        folder = self.spools.path(name) if self.spools else None
+        return read_spool(folder) if folder and folder.is_dir() else None
 
     def assess(self, artifact: Artifact, stage: str, route: Route, before: Artifact | None) -> Artifact:
         """Measure the task metric of an artifact, and how it agrees with the one before it.
@@ -251,7 +235,7 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route], *, planning
 
 
 def _read_data(shop: Workshop, routes: list[Route]) -> None:
-    """Hash the splits that this run needs; warn where they overlap."""
+    """Hash the splits that this run needs, warn where they overlap, and write them to disk for the stages."""
     recipe = shop.recipe
     if recipe.data.entry is None:
         return
@@ -260,13 +244,19 @@ def _read_data(shop: Workshop, routes: list[Route]) -> None:
         limits |= {"calibration": recipe.quantize.samples, "validation": None}
     if any(r.trains for r in routes):
         limits |= {"train": None, "validation": None}
-    shop.data = shop.job(
-        "edgekit.workload:digest_job",
-        data=recipe.data.entry,
-        base=str(recipe.base),
-        model=str(shop.loaded.path),
-        seed=recipe.seed,
-        limits=limits,
-    )
+    source = {
+        "data": recipe.data.entry,
+        "base": str(recipe.base),
+        "model": str(shop.loaded.path),
+        "seed": recipe.seed,
+    }
+    shop.data = shop.job("edgekit.workload:digest_job", **source, limits=limits)
     for text in shop.data.pop("overlaps", []):
         warn(text)
+    kept = {name: limit for name, limit in limits.items() if name != "train" and shop.data[name]}
+    inputs = {"stage": "data", "digests": {name: shop.data[name]["digest"] for name in kept}}
+    if shop.planning and shop.store.find(inputs) is None:
+        raise NotMadeYet("data")
+    shop.spools = shop.store.build(
+        inputs, lambda folder, _: shop.job("edgekit.workload:spool_job", **source, limits=kept, out=str(folder))
+    )

@@ -250,11 +250,17 @@ def _overlaps(hashes: dict[str, list[str]]) -> list[str]:
     ]
 
 
-def spool_job(data: Any, base: str, model: str, seed: int, name: str, limit: int | None, out: str) -> dict[str, Any]:
-    """Write one split as a :class:`~edgekit.workload.spool.Spool` into the folder ``out``."""
+def spool_job(data: Any, base: str, model: str, seed: int, limits: dict[str, int | None], out: str) -> dict[str, Any]:
+    """Write each split in ``limits`` as a :class:`~edgekit.workload.spool.Spool` into ``out/SPLIT``.
+
+    Returns:
+        Split → how many samples.
+    """
     splits = obtain_data(data, base, seed)
-    written = spool.write(_batches(splits, name, model, seed, limit), Path(out))
-    return {"samples": written.samples, "labelled": written.labelled}
+    return {
+        name: spool.write(_batches(splits, name, model, seed, limit), Path(out) / name).samples
+        for name, limit in limits.items()
+    }
 
 
 def obtain_data(data: Any, base: str, seed: int) -> Any:
@@ -266,10 +272,9 @@ def obtain_data(data: Any, base: str, seed: int) -> Any:
 
 
 def split(splits: Any, name: str) -> Iterable[Any] | None:
-    """One split of what the data entry returned, or None."""
-    if isinstance(splits, Mapping):
-        return splits.get(name)
-    return getattr(splits, name, None)
+    """One split of what the data entry returned, or None; training data serve for calibration where that is missing."""
+    found = splits.get(name) if isinstance(splits, Mapping) else getattr(splits, name, None)
+    return split(splits, "train") if found is None and name == "calibration" else found
 
 
 def _batches(
