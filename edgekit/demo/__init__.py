@@ -11,7 +11,7 @@ from edgekit.store import write_bytes
 
 HERE = Path(__file__).parent
 FILES = ("model.py", "recipe.toml")
-EPOCHS = 16
+EPOCHS = 14
 
 
 def prepare(folder: Path) -> Path:

@@ -55,35 +55,40 @@ def inspect(
     aim = load_target(target) if target else this_machine(_backend_of(artifact))
     settings = aim.model_dump(mode="json")
     report |= child.call("edgekit.inspection:ports_job", artifact=str(artifact), target=settings)
-    rows = child.call("edgekit.backends:layers_job", artifact=str(artifact), target=settings)
+    place = str(feeds) if feeds else None
+    report |= {"target": aim.name, "backend": aim.backend}
+    report |= child.call(
+        "edgekit.inspection:compiled_job", artifact=str(artifact), target=settings, feeds=place, profile=profile
+    )
+    return {**report, "offer": _offer(artifact, aim)} if report.get("findings") else report
+
+
+def compiled_job(artifact: str, target: dict[str, Any], feeds: str | None, profile: bool) -> dict[str, Any]:
+    """What the layers of a compiled artifact compute in; with ``profile`` also where its time goes, and why.
+
+    Returns:
+        ``macs``, ``int8_macs_share``, ``conversions``, ``layers``; profiled also ``wall_ms``, ``operators``,
+        ``times`` and ``findings`` (:func:`edgekit.inspection.explain.explain`).
+    """
+    aim = Target.model_validate(target)
+    rows = backends.layers_job(artifact, target)
     layers = [LayerPrecision(**row) for row in rows]
-    report |= {
-        "target": aim.name,
-        "backend": aim.backend,
+    told = {
         "macs": sum(layer.macs for layer in layers),
         "int8_macs_share": backends.int8_macs_share(layers),
         "conversions": backends.conversions(layers),
         "layers": rows,
     }
-    if not profile:
-        return report
-    report |= profiled(artifact, aim, layers, feeds)
-    return {**report, "offer": _offer(artifact, aim)} if report["findings"] else report
+    return {**told, **_profiled(artifact, aim, layers, feeds)} if profile else told
 
 
-def profiled(artifact: Path, target: Target, layers: list[LayerPrecision], feeds: Path | None) -> dict[str, Any]:
-    """Time by operator and layer, and what :func:`edgekit.inspection.explain.explain` finds; JSON-ready."""
+def _profiled(artifact: str, target: Target, layers: list[LayerPrecision], feeds: str | None) -> dict[str, Any]:
     settings = target.model_dump(mode="json")
-
-    def job(function: str, settings: dict[str, Any]) -> Any:
-        return child.call(function, artifact=str(artifact), target=settings, feeds=str(feeds) if feeds else None)
-
-    rows = job("edgekit.backends:profile_job", settings)
+    rows = backends.profile_job(artifact, settings, feeds)
     times = [LayerTime(**row) for row in rows]
-    wall = job("edgekit.inspection:time_job", settings)
-    alone = None
+    wall, alone = time_job(artifact, settings, feeds), None
     if target.run.threads > 1:
-        alone = job("edgekit.inspection:time_job", {**settings, "run": {**settings["run"], "threads": 1}})
+        alone = time_job(artifact, {**settings, "run": {**settings["run"], "threads": 1}}, feeds)
     total = sum(layer.milliseconds for layer in times) or 1.0
     return {
         "wall_ms": wall,

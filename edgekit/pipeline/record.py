@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgekit
-from edgekit import child, console, evaluate, inspection, machine, report, result
+from edgekit import child, console, evaluate, machine, report, result
 from edgekit import gating as gate
-from edgekit.backends import LayerPrecision, conversions, int8_macs_share
 from edgekit.errors import EdgekitError, InputError
 from edgekit.pipeline import golden
 from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop
@@ -248,13 +247,15 @@ def _compiled_facts(shop: Workshop, row: Row, artifact: Artifact) -> dict[str, A
         inputs["machine"] = machine.fingerprint()
 
     def work(folder: Path, _: Path) -> dict[str, Any]:
-        rows = child.call("edgekit.backends:layers_job", artifact=str(artifact.path), target=inputs["target"])
-        layers = [LayerPrecision(**one) for one in rows]
-        facts = {"layers": rows, "int8_macs_share": int8_macs_share(layers), "conversions": conversions(layers)}
-        if measured:
-            profile = inspection.profiled(artifact.path, target, layers, row.feeds)
-            facts |= {"operators": profile["operators"], "explain": profile["findings"]}
-        return facts
+        told = child.call(
+            "edgekit.inspection:compiled_job",
+            artifact=str(artifact.path),
+            target=inputs["target"],
+            feeds=str(row.feeds) if row.feeds else None,
+            profile=measured,
+        )
+        facts = {key: told[key] for key in ("layers", "int8_macs_share", "conversions", "operators") if key in told}
+        return {**facts, **({"explain": told["findings"]} if measured else {})}
 
     return shop.make("layers", inputs, "layers", "facts", work).entry.meta
 

@@ -90,8 +90,8 @@ def train(
 ) -> dict[str, Any]:
     """Train ``job.student`` and write the best of it to ``job.out``.
 
-    Runs in a process of its own under ``torchrun``; only with live objects, which no other
-    process can reach, does it run in this one.
+    Runs in a process of its own, several of them under ``torchrun``; only with live objects, which no
+    other process can reach, does it run in this one.
 
     Args:
         job: What to train, on what, and how.
@@ -125,7 +125,9 @@ def train(
     threads = max(1, len(os.sched_getaffinity(0)) // job.settings.processes)
     # Waiting threads must sleep: where other programs run, spinning ones make each step several times as long.
     waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return child.call("edgekit.training:launch", job=job.to_json(), timeout_s=timeout_s, threads=threads, env=waiting)
+    alone = job.settings.processes == 1 and not job.settings.torchrun  # then torchrun would only add its own start
+    start = "edgekit.training.work:work_job" if alone else "edgekit.training:launch"
+    return child.call(start, job=job.to_json(), timeout_s=timeout_s, threads=threads, env=waiting)
 
 
 def launch(job: dict[str, Any]) -> dict[str, Any]:

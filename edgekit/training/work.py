@@ -107,3 +107,10 @@ def _splits(job: TrainJob, live: Any) -> tuple[Split, Split | None]:
         Split("train", train, convert_one, shuffle=True),
         None if validation is None else Split("validation", validation, convert_one),
     )
+
+
+def work_job(job: dict[str, Any]) -> dict[str, Any]:
+    """:func:`work` on a job as JSON."""
+    from edgekit.training import TrainJob
+
+    return work(TrainJob.from_json(job))
