@@ -156,7 +156,7 @@ training.train(training.TrainJob.from_json(json.loads(pathlib.Path({str(folder /
 
 def test_no_process_outlives_a_killed_parent(folder: Path) -> None:
     write_data(folder, train=4000)
-    one = job(folder, mlp(), epochs=50)
+    one = job(folder, mlp(), epochs=50, processes=2)
     (folder / "job.json").write_text(json.dumps(one.to_json()))
     code = f"""
 import json, pathlib

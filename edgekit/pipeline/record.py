@@ -113,8 +113,7 @@ def write(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -
             fresh, old = Path(temporary, "new"), Path(temporary, "old")
             fresh.mkdir()
             old.mkdir()
-            results = _compose(shop, rows, lock, fresh)
-            result.write_results(results, fresh / RESULTS)
+            results = result.write_results(_compose(shop, rows, lock, fresh), fresh / RESULTS)
             report.write(results, fresh)
             for path in sorted(fresh.iterdir(), key=lambda p: p.name == RESULTS):  # the record itself last
                 if (folder / path.name).exists():
