@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgekit.console import warn
 from edgekit.errors import InputError, StageError
@@ -43,12 +43,27 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         StageError: The disk is full, or the folder can't be written; the old file is intact.
     """
+    _write_whole(path, lambda file: file.write(data))
+
+
+def copy_file(source: Path, path: Path) -> Path:
+    """Copy a file of any size as :func:`write_bytes` writes one; return ``path``."""
+
+    def fill(file: BinaryIO) -> None:
+        with source.open("rb") as data:
+            shutil.copyfileobj(data, file, 1 << 20)
+
+    _write_whole(path, fill)
+    return path
+
+
+def _write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                fill(file)
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
@@ -59,31 +74,6 @@ def write_bytes(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise write_error(path, error) from error
-
-
-def copy_file(source: Path, path: Path) -> Path:
-    """Copy a file of any size so that it is never seen half-written; return ``path``.
-
-    Raises:
-        StageError: The disk is full, or the folder can't be written; the old file is intact.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
-        try:
-            with os.fdopen(handle, "wb") as file, source.open("rb") as data:
-                shutil.copyfileobj(data, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-            _sync_folder(path.parent)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise write_error(path, error) from error
-    return path
 
 
 def write_text(path: Path, text: str) -> None:
