@@ -123,11 +123,9 @@ def train(
 
         return work(job, data=data, loss=loss)
     threads = max(1, len(os.sched_getaffinity(0)) // job.settings.processes)
-    # Waiting threads must sleep: where other programs run, spinning ones make each step several times as long.
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
     alone = job.settings.processes == 1 and not job.settings.torchrun  # then torchrun would only add its own start
     start = "edgekit.training.work:work_job" if alone else "edgekit.training:launch"
-    return child.call(start, job=job.to_json(), timeout_s=timeout_s, threads=threads, env=waiting)
+    return child.call(start, job=job.to_json(), timeout_s=timeout_s, threads=threads)
 
 
 def launch(job: dict[str, Any]) -> dict[str, Any]:
