@@ -326,17 +326,74 @@ def test_rows_of_files_are_named_apart_and_run_by_what_reads_them(tmp_path: Path
     assert rows[2].target.options == {}  # those of ONNX Runtime are not OpenVINO's
 
 
-def test_a_file_that_is_no_model_fails_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unsound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that call themselves ONNX models."""
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("unsound")
+    whole = cnn(folder / "good.onnx", 4).read_bytes()
+    model = onnx.load_from_string(whole)
+    (folder / "empty.onnx").write_bytes(b"")
+    (folder / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    (folder / "page.onnx").write_text("<!doctype html><html></html>")
+    (folder / "pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (folder / "pickled.onnx").write_bytes(b"\x80\x04\x95" + bytes(100))
+    (folder / "random.onnx").write_bytes(os.urandom(64) + b"not a model at all")
+    model.opset_import[0].version = 99
+    onnx.save(model, str(folder / "future.onnx"))
+    model.opset_import[0].version = 18
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+    (folder / "outside.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("empty", "empty"),
+        ("cut", "cut off"),
+        ("page", "web page"),
+        ("pointer", "git lfs pull"),
+        ("pickled", "torch checkpoint or pickle"),
+        ("random", "no known kind"),
+        ("future", "operator set 99 is newer"),
+        ("outside", "outside the model's folder"),
+    ],
+)
+def test_an_unsound_file_is_refused_before_any_runtime_sees_it(
+    unsound: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.measure.bench.measure_rows", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(InputError) as refused:
+        benchmark([unsound / f"{name}.onnx"])
+    assert said in str(refused.value)
+    assert f"{name}.onnx" in refused.value.where
+
+
+def test_a_file_that_kills_its_parser_is_wrong_input(unsound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.measure.bench.CHECK_S", 0.0)  # killed at once, as by the system
+    with pytest.raises(InputError, match="can't be read: backends:check_source_job was killed"):
+        benchmark([unsound / "good.onnx"])
+
+
+def test_a_model_that_cannot_run_costs_itself_and_decides_the_exit_code(unsound: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    good, bad = cnn(tmp_path / "good.onnx", 4), tmp_path / "bad.onnx"
-    bad.write_bytes(b"not a model at all")
-    first, second = benchmark([good, bad], pairs=2, max_pairs=2)
-    assert (first.status, second.status) == ("ok", "failed")
-    assert [exit_code(rows) for rows in ([first], [first, second], [Measured(id="x", status="unavailable")])] == [
-        0,
-        3,
-        4,
-    ]
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(unsound / "good.onnx"))
+    model.graph.node[0].domain = "my.operators"
+    model.opset_import.add(domain="my.operators", version=1)
+    onnx.save(model, str(tmp_path / "strange.onnx"))
+    damaged = tmp_path / "damaged.ort"
+    damaged.write_bytes(bytes(100))
+    good, strange, bad = benchmark([unsound / "good.onnx", tmp_path / "strange.onnx", damaged], pairs=2, max_pairs=2)
+    assert [one.status for one in (good, strange, bad)] == ["ok", "unavailable", "failed"]
+    assert "my.operators" in strange.reason
+    crashed = Measured(id="x", status="failed", exit_code=3)
+    for rows, code in (([good], 0), ([good, strange], 4), ([strange, crashed], 3), ([crashed, bad, strange], 2)):
+        assert exit_code(rows) == code
     with pytest.raises(InputError, match="no such file"):
         benchmark([tmp_path / "absent.onnx"])
     with pytest.raises(InputError, match="no model"):

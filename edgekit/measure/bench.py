@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.errors import InputError
+from edgekit import child
+from edgekit.errors import InputError, StageError
 from edgekit.measure.engine import TIMEOUT_S, Row, measure_rows
 from edgekit.measure.lock import machine_lock
 from edgekit.measure.results import Measured
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # What runs a file of that ending, where the target's own runtime does not.
 BACKENDS = {".xml": "openvino", ".ort": "onnxruntime", ".engine": "tensorrt", ".plan": "tensorrt"}
+CHECK_S = 300.0  # for one file's check
 
 
 def benchmark(
@@ -57,13 +59,16 @@ def benchmark(
         with its intervals. A model that can't be run is ``failed`` or ``unavailable`` with its reason.
 
     Raises:
-        InputError: No such file, target, inputs or scenario.
+        InputError: No such file, target, inputs or scenario; an ONNX file that is damaged, foreign, reaches outside
+            its folder or is newer than all that is known here: no runtime has seen it then.
     """
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files:
         raise InputError("no model to measure", remedy="give the path of at least one model file")
     profile = target if isinstance(target, Target) else load_target(target)
     rows = rows_of(files, profile, Path(inputs) if inputs else None)
+    for file in dict.fromkeys(files):
+        prove_sound(file)
     settings = MeasureSection(pairs=pairs, max_pairs=max(pairs, max_pairs), budget_s=budget_s, precision=precision)
     place = Path(samples) if samples else None
     measured = measure_rows(rows, profile, settings, samples=place, seed=seed, timeout_s=timeout_s)
@@ -98,6 +103,25 @@ def rows_of(files: Sequence[Path], target: Target, inputs: Path | None) -> list[
     return rows
 
 
+def prove_sound(file: Path) -> None:
+    """Check an ONNX file in a process of its own; other formats are for their runtimes to judge.
+
+    Raises:
+        InputError: What is wrong with it, also where it kills the parser.
+    """
+    if file.suffix.lower() != ".onnx":
+        return
+    try:
+        child.call("edgekit.backends:check_source_job", model=str(file), timeout_s=CHECK_S)
+    except StageError as error:
+        raise InputError(
+            f"this ONNX file can't be read: {error.problem}",
+            where=str(file),
+            remedy="export it again; if it was downloaded, compare its checksum with the publisher's",
+            details=error.details,
+        ) from error
+
+
 def _name(file: Path, rows: Sequence[Row]) -> str:
     """The file's name; with a number behind it where it comes again."""
     taken = {row.id for row in rows}
@@ -106,9 +130,10 @@ def _name(file: Path, rows: Sequence[Row]) -> str:
 
 
 def exit_code(measured: Sequence[Measured]) -> int:
-    """What ``edgekit bench`` exits with: 3 where a model failed, 4 where one can't run here, else 0."""
-    states = {one.status for one in measured}
-    return 3 if "failed" in states else 4 if "unavailable" in states else 0
+    """What ``edgekit bench`` exits with: 2 where a file or its inputs are wrong, 3 where a model failed, 4 where one
+    can't run here, else 0; where several hold, the first of them.
+    """
+    return min((one.exit_code for one in measured if one.exit_code), default=0)
 
 
 def table(measured: Sequence[Measured]) -> Table:

@@ -21,7 +21,7 @@ class Measured:
 
     Attributes:
         id: The row's.
-        status: ``ok``, ``unavailable`` or ``failed``; ``reason`` says why not ok.
+        status: ``ok``, ``unavailable`` or ``failed``; ``reason`` says why not ok, with the error's ``exit_code``.
         latency_ms: ``median`` (of the processes' medians) with its 95 % interval ``ci95``, ``p90`` and ``p99`` over
             all inferences, ``runs`` (processes).
         first_inference_ms, load_ms: Medians over the processes.
@@ -44,6 +44,7 @@ class Measured:
     id: str
     status: str
     reason: str = ""
+    exit_code: int = 0
     latency_ms: dict[str, Any] | None = None
     first_inference_ms: float | None = None
     load_ms: float | None = None
@@ -88,7 +89,8 @@ def summarize(
     """
     if track.error:
         status = "unavailable" if isinstance(track.error, UnavailableError) else "failed"
-        return Measured(id=name, status=status, reason=f"{track.error.problem}; fix: {track.error.remedy}")
+        reason = f"{track.error.problem}; fix: {track.error.remedy}"
+        return Measured(id=name, status=status, reason=reason, exit_code=track.error.exit_code)
     answers = [track.answers[r] for r in sorted(track.answers)]
     medians = [float(a["median_ms"]) for a in answers]
     times = sorted(t / 1e6 for a in answers for t in a["samples_ns"])
