@@ -24,7 +24,7 @@ from quantizing import (
 
 import edgekit
 from edgekit import console
-from edgekit.errors import InputError, StageError
+from edgekit.errors import InputError, StageError, UnavailableError
 from edgekit.quantizers import _graph, _prepare, quantize_job
 from edgekit.target import load_target
 from edgekit.workload import spool
@@ -387,6 +387,73 @@ def test_from_python_with_an_iterator_without_end(rng: np.random.Generator, tmp_
     assert done.path == tmp_path / "q.onnx"
     assert done.report["samples"] == 40
     assert decibels(run(model, data), run(onnx.load(done.path), data)) > 25
+
+
+@pytest.mark.parametrize("opset", [11, 12, 15])
+def test_from_python_a_file_is_taken_in_as_by_the_recipe(rng: np.random.Generator, tmp_path: Path, opset: int) -> None:
+    """Old opset, weights beside the file, nameless nodes in no order, a dead branch, a size of -1 that means "free"."""
+    model, data = residual_net(rng, opset=opset), images(rng)
+    wanted = run(model, data)
+    model.graph.node.append(helper.make_node("Relu", ["c1"], ["dead"]))
+    for node in model.graph.node:
+        node.name = ""
+    model.graph.node.insert(0, model.graph.node.pop(5))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(model, tmp_path / "theirs.onnx", save_as_external_data=True, location="theirs.bin", size_threshold=16)
+    done = edgekit.quantize(
+        tmp_path / "theirs.onnx", [data[:40], data[40:]], method="static", ranges="minmax", out=tmp_path / "q.onnx"
+    )
+    made = onnx.load(done.path)
+    assert made.opset_import[0].version >= 18
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert decibels(wanted, run(made, data)) > 25
+    assert optimized_operators(made, tmp_path)["QLinearConv"] == 3
+
+
+def test_from_python_a_batch_norm_is_folded_first(rng: np.random.Generator, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv", kernel_shape=[1, 1]),
+        helper.make_node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"], "norm"),
+        helper.make_node("Relu", ["n"], ["y"], "act"),
+    ]
+    vectors = {name: rng.uniform(0.5, 2, 8).astype(np.float32) for name in ("gamma", "beta", "mean", "var")}
+    model = graph(nodes, ["batch", 3, 16, 16], {"w": rng.normal(size=(8, 3, 1, 1)).astype(np.float32), **vectors})
+    onnx.save(model, tmp_path / "theirs.onnx")
+    data = images(rng)
+    done = edgekit.quantize(tmp_path / "theirs.onnx", [data], ranges="minmax", out=tmp_path / "q.onnx")
+    assert "BatchNormalization" not in {n.op_type for n in onnx.load(done.path).graph.node}
+    assert decibels(run(model, data), run(onnx.load(done.path), data)) > 25
+
+
+def test_from_python_what_no_runtime_has_is_told_by_node(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = residual_net(rng)
+    model.graph.node[3].op_type, model.graph.node[3].domain = "Sparkle", "acme"
+    model.opset_import.append(helper.make_opsetid("acme", 1))
+    onnx.save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(UnavailableError, match=r"left_act.*acme:Sparkle"):
+        edgekit.quantize(tmp_path / "theirs.onnx", [images(rng)], out=tmp_path / "q.onnx")
+
+
+def test_from_python_another_tools_integers_stay(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Made by onnxruntime's own quantizer."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    model, data = residual_net(rng), images(rng)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter([{"x": data}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rest, None)
+
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize_static(tmp_path / "float.onnx", tmp_path / "theirs.onnx", Reader(), per_channel=True)
+    done = edgekit.quantize(tmp_path / "theirs.onnx", [data], out=tmp_path / "q.onnx")
+    assert done.report["method"] == "as_it_is"
+    np.testing.assert_allclose(
+        run(onnx.load(tmp_path / "theirs.onnx"), data), run(onnx.load(done.path), data), atol=1e-5
+    )
 
 
 def test_from_python_without_data(rng: np.random.Generator, tmp_path: Path) -> None:

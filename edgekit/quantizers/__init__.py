@@ -146,11 +146,17 @@ def _peek(batches: Iterable[Any]) -> tuple[Iterator[Any], Any]:
 
 
 def _source(model: Any, first: Any, folder: Path, opset: int) -> Path:
-    """The model as a ``.pt2`` or ``.onnx`` file; a torch module is captured with the first batch as its example."""
-    if isinstance(model, str | Path):
-        return Path(model)
+    """The model as edgekit's own ``.pt2`` or ``.onnx`` file, as the recipe's line loads it.
+
+    A torch module is captured with the first batch as its example.
+    """
+    if isinstance(model, str | Path) and onnxfile.sniff(model) == "onnx":
+        onnxfile.normalize(model, folder / "model.onnx", ExportSection(opset=opset))
+        return folder / "model.onnx"
     from edgekit import exported
 
+    if isinstance(model, str | Path):
+        model = exported.load(model)
     if not exported.is_exported(model):
         inputs = first[0] if isinstance(first, tuple | list) and len(first) == 2 else first
         model = exported.capture(model, _tensors(inputs))
@@ -158,13 +164,14 @@ def _source(model: Any, first: Any, folder: Path, opset: int) -> Path:
 
 
 def _onnx(source: Path, folder: Path, opset: int) -> Path:
-    """The simplified ONNX file of a source; an ONNX file is taken as it is."""
-    if source.suffix != ".pt2":
-        return source
-    raw, simple = folder / "raw.onnx", folder / "simple.onnx"
-    settings = ExportSection(opset=opset).model_dump(mode="json")
-    child.call("edgekit.exporting:export_job", model=str(source), settings=settings, out=str(raw))
-    child.call("edgekit.exporting:simplify_job", model=str(raw), out=str(simple))
+    """The simplified ONNX file of a source."""
+    simple = folder / "simple.onnx"
+    if source.suffix == ".pt2":
+        settings = ExportSection(opset=opset).model_dump(mode="json")
+        child.call("edgekit.exporting:export_job", model=str(source), settings=settings, out=str(folder / "raw.onnx"))
+        source = folder / "raw.onnx"
+    if text := child.call("edgekit.exporting:simplify_job", model=str(source), out=str(simple)).get("warning"):
+        console.warn(f"simplify: {text}")
     return simple
 
 
