@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import shutil
 import tempfile
 import zipfile
@@ -65,7 +66,8 @@ def bundle(
 def choose(results: dict[str, Any], target: str, variant: str | None = None) -> dict[str, Any]:
     """The row to bundle: the one named, else the fastest on ``target`` that kept the metric.
 
-    Where none was measured (a device that is not here), the smallest of those stands in.
+    Of rows whose latencies can't be told from the fastest's (their intervals overlap) the one with the better
+    metric, then the smaller. Where none was measured (a device that is not here), the smallest of those stands in.
 
     Raises:
         InputError: No such target or variant. UnavailableError: No row that can be bundled; says why.
@@ -93,7 +95,20 @@ def choose(results: dict[str, Any], target: str, variant: str | None = None) -> 
     measured = [row for row in kept if row["latency_ms"]]
     if not measured:
         return min(kept, key=lambda row: (row["size_bytes"], row["id"]))
-    return min(measured, key=lambda row: (row["latency_ms"]["median"], row["id"]))
+    return min(_as_fast(measured), key=lambda row: (_loss(row), row["size_bytes"], row["id"]))
+
+
+def _as_fast(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fastest row, and those whose latency's interval reaches into that of the fastest."""
+    fastest = min(rows, key=lambda row: row["latency_ms"]["median"])
+    _, most = fastest["latency_ms"]["ci95"] or (0.0, 0.0)
+    return [row for row in rows if row is fastest or (row["latency_ms"]["ci95"] or (math.inf,))[0] <= most]
+
+
+def _loss(row: dict[str, Any]) -> float:
+    """A row's metric as a loss: lower is better; 0 where it has none."""
+    metric = row["metric"]
+    return 0.0 if metric is None else -metric["value"] if metric["higher_is_better"] else metric["value"]
 
 
 def kept_metric(results: dict[str, Any], row: dict[str, Any]) -> bool:

@@ -361,7 +361,7 @@ def rows(*triples: tuple[str, float, float | None, int]) -> dict[str, Any]:
     made = []
     for variant, delta, latency, size in triples:
         metric = {"name": "m", "value": 0.9 + delta, "ci95": None, "samples": 9, "higher_is_better": True}
-        times = {"median": latency} if latency else None
+        times = {"median": latency, "ci95": [0.98 * latency, 1.02 * latency]} if latency else None
         against = make.against("fp32@t", delta)
         made.append(
             {
@@ -390,6 +390,13 @@ def test_the_default_is_the_fastest_that_kept_the_metric() -> None:
     results["recipe"] = {"gate": {"min_metric": 0.905}}
     assert bundle.choose(results, "t")["variant"] == "slow"
     assert bundle.choose(results, "t", "pruned")["variant"] == "pruned"
+
+
+def test_of_equally_fast_rows_the_better_metric_is_the_default_then_the_smaller() -> None:
+    results = rows(("fp32", 0, 4.0, 100), ("quick", -0.004, 2.0, 30), ("better", -0.001, 2.05, 40), ("big", 0, 2.2, 30))
+    assert bundle.choose(results, "t")["variant"] == "better"
+    results["variants"][1]["metric"]["value"] = results["variants"][2]["metric"]["value"]
+    assert bundle.choose(results, "t")["variant"] == "quick"
 
 
 def test_without_latencies_the_smallest_stands_in_and_lower_may_be_better() -> None:

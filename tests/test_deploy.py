@@ -25,6 +25,7 @@ from edgekit import bundle, deploy, result, target
 from edgekit.deploy import _job, _preflight, _remote, _transfer, _wheels
 from edgekit.deploy._remote import DroppedError, Remote
 from edgekit.errors import InputError, UnavailableError
+from edgekit.gating import limits
 from edgekit.pipeline import golden
 
 asyncssh = pytest.importorskip("asyncssh")
@@ -590,6 +591,28 @@ def test_throttling_is_told() -> None:
     assert "2400 to 1500" in deploy._slowed({"before": calm, "after": {**calm, "frequency_mhz": 1500.0}})
     unknown = dict.fromkeys(calm)
     assert deploy._slowed({"before": unknown, "after": unknown}) == ""
+
+
+def test_a_device_s_times_replace_all_that_was_measured_here(rec: Path, bundles: dict[str, Path]) -> None:
+    """A verdict of this machine, or its speed-up, must not stand beside a device's latency."""
+    results = result.load_results(rec)
+    manifest = bundle.read_bundle(bundles["slim"])
+    reference, row = results["variants"][0], results["variants"][1]
+    row["measured"] = {"different": True, "speedup_ci99": [1.9, 2.1], "trusted": True}
+    row["vs_reference"] = {**make.against(reference["id"], 0.0), "speedup": 2.0, "speedup_ci95": [1.9, 2.1]}
+    bench: dict[str, Any] = {**BENCH, "before": None, "after": None}
+    fast = deploy.Deployed("pi", "ok", check={"difference": 0.0, "tolerance": 1.0}, bench=bench)
+    alone = deploy.merge(results, manifest, [fast])
+    assert alone["variants"][1]["measured"] is None
+    assert alone["variants"][1]["vs_reference"]["speedup"] is None
+    slow = {**bench, "latency_ms": {**bench["latency_ms"], "median": 3.0}}
+    both = deploy.merge(alone, {**manifest, "id": reference["id"]}, [deploy.Deployed("pi", "ok", bench=slow)])
+    against = both["variants"][1]["vs_reference"]
+    assert against["speedup"] == pytest.approx(3.0)
+    assert against["speedup_ci95"] is None
+    result.validate(both)
+    told = limits._min_speedup(both["variants"][1], 1.5)
+    assert "not measured in turns" in str(told)
 
 
 def test_an_emulated_device_gives_no_number(rec: Path, bundles: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import csv
 import functools
 import hashlib
@@ -245,6 +246,67 @@ def test_a_gain_that_is_seen_but_not_proven_is_told_as_that() -> None:
         "int8 on x86-cpu is 1.94× as fast as the original [1.89, 1.99] (seen, not proven)"
         in report.summary_sentence(record)
     )
+
+
+def brought_back(speedup: float) -> dict[str, Any]:
+    """The record with times of the untouched model and of int8 that deploy brought back from a device."""
+    record = sample()
+    for name, latency in (("fp32@raspberry-pi-5", 4.0), ("int8@raspberry-pi-5", 4.0 / speedup)):
+        device = {"board": "Raspberry Pi 5", "cpu": None, "os": "Debian"}
+        row(record, name).update(
+            status="ok",
+            reason="",
+            measured=None,
+            measured_on={"host": "pi@desk", "device": device},
+            latency_ms={"median": latency, "p90": latency, "p99": None, "ci95": [latency, latency], "runs": 100},
+        )
+    row(record, "int8@raspberry-pi-5")["vs_reference"].update(speedup=speedup, speedup_ci95=None)
+    return record
+
+
+def test_numbers_from_a_device_say_that_they_have_no_interval() -> None:
+    said = sentences(brought_back(2.0))
+    assert (
+        "On raspberry-pi-5, int8: the speed-up is seen but not proven; there is no interval, because the two were not "
+        "measured in turns."
+    ) in said
+    assert any(s.startswith("int8 on raspberry-pi-5 is 2.00× as fast as the original (seen, not proven") for s in said)
+    slower = next(s for s in sentences(brought_back(0.5)) if s.startswith("int8 on raspberry-pi-5"))
+    assert "seems slower than the original (0.50× as fast), which is not proven: there is no interval" in slower
+    assert "holds 1" not in " ".join([*said, slower])
+    page = html_of(brought_back(2.0))
+    assert '<td class="num" data-sort="2.0" data-label="Speed-up">2.00×<small>[no interval]</small></td>' in page
+    assert "<dt>Measured on</dt><dd>pi@desk (Raspberry Pi 5, Debian)</dd>" in page
+
+
+def test_of_equally_fast_rows_the_better_metric_is_the_headline_then_the_smaller_file() -> None:
+    record = sample()
+    record["gate"] = {"passed": True, "checks": []}
+    base = row(record, "int8@x86-cpu")
+    twins = []
+    for name, shift, metric, size in (
+        ("slower", 0.2, 0.0, 0),
+        ("better", 0.01, 0.001, 900),
+        ("small", 0.02, 0.001, -9),
+    ):
+        twin = copy.deepcopy(base)
+        twin.update(id=f"{name}@x86-cpu", variant=name, size_bytes=base["size_bytes"] + size)
+        against = twin["vs_reference"]
+        against.update(speedup=against["speedup"] - shift, speedup_ci95=[b - shift for b in against["speedup_ci95"]])
+        twin["metric"]["value"] += metric
+        twins.append(twin)
+
+    def best() -> str:
+        tidied = words.tidy(record)
+        found = findings.headline(tidied, rows_of(tidied), "x86-cpu")
+        return found.variant if found else ""
+
+    record["variants"] += twins[:1]
+    assert best() == "int8"  # a whole interval slower, whatever its metric
+    record["variants"] += twins[1:2]
+    assert best() == "better"
+    record["variants"] += twins[2:]
+    assert best() == "small"
 
 
 def test_speed_that_heat_may_have_changed_is_not_trusted() -> None:

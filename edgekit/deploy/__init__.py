@@ -237,7 +237,8 @@ def merge(results: dict[str, Any], manifest: dict[str, Any], outcomes: Sequence[
     if fitting and fitting[0].bench:
         bench = fitting[0].bench
         row.update({key: bench[key] for key in ("latency_ms", "first_inference_ms", "peak_rss_bytes")})
-        row |= {"status": "ok", "reason": "", "measured_on": _device_facts(fitting[0])}
+        # What this machine measured of it, verdicts included, is not the device's.
+        row |= {"status": "ok", "reason": "", "measured": None, "measured_on": _device_facts(fitting[0])}
         _ratios(rows, row["target"])
     for each, front in zip(rows, result.pareto(rows), strict=True):
         each["pareto"] = front
@@ -252,14 +253,16 @@ def _device_facts(outcome: Deployed) -> dict[str, Any]:
 
 
 def _ratios(rows: list[dict[str, Any]], target: str) -> None:
-    """Speed-ups between rows that were measured on the device; without an interval, for they were not interleaved."""
+    """Speed-ups between rows of one device; without an interval, for they were not interleaved.
+
+    A row whose reference was measured elsewhere has none.
+    """
     here = {row["id"]: row for row in rows if row["target"] == target and row.get("measured_on")}
     for row in here.values():
-        against = row["vs_reference"]
-        reference = here.get(against["id"]) if against else None
-        same = reference and reference["measured_on"]["host"] == row["measured_on"]["host"]
-        if against and reference and same:
-            speedup = reference["latency_ms"]["median"] / row["latency_ms"]["median"]
+        if against := row["vs_reference"]:
+            reference = here.get(against["id"])
+            same = reference and reference["measured_on"]["host"] == row["measured_on"]["host"]
+            speedup = reference["latency_ms"]["median"] / row["latency_ms"]["median"] if reference and same else None
             row["vs_reference"] = {**against, "speedup": speedup, "speedup_ci95": None}
 
 

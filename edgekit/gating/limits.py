@@ -202,7 +202,7 @@ def _min_speedup(row: Row, limit: float) -> Judged:
         return reason
     interval = speed_interval(row)
     if interval is None:
-        return f"the speed-up {speedup:.3f}x has no exact interval: too few pairs of runs (8 are the least)"
+        return f"the speed-up {speedup:.3f}x has no exact interval: {_without_interval(row)}"
     return at_least("min_speedup", row, "the speed-up over the reference", speedup, limit, RATIO, interval)
 
 
@@ -238,6 +238,13 @@ def speed_interval(row: Row) -> Interval | None:
         return (exact[0], exact[1]) if exact else None
     shown = against.get("speedup_ci95")
     return (shown[0], shown[1]) if shown and all(map(math.isfinite, shown)) else None
+
+
+def _without_interval(row: Row) -> str:
+    """Why a speed-up has no interval."""
+    if row.get("measured_on"):
+        return "its times and the reference's were brought from a device, and not measured in turns"
+    return "too few pairs of runs (8 are the least)"
 
 
 LIMITS: dict[str, Callable[[Row, float], Judged]] = {

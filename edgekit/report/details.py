@@ -44,6 +44,7 @@ def _detail(row: Row, *, whole: bool) -> Html:
     facts: list[tuple[str, Child]] = [
         ("Backend", row.backend),
         ("Why", row.reason),
+        ("Measured on", _device(row)),
         ("Latency", _latency(row)),
         ("First inference", words.milliseconds(row.first_ms)),
         ("Parameters", words.count(row.parameters)),
@@ -81,6 +82,14 @@ def _detail(row: Row, *, whole: bool) -> Html:
         id=f"v-{row.number}",
         data_target=row.target,
     )
+
+
+def _device(row: Row) -> str:
+    """The device that a row's times were brought back from; empty where this machine measured it."""
+    told = part(row.raw, "measured_on")
+    facts = part(told, "device")
+    named = [text(facts, key) for key in ("board", "cpu", "os") if text(facts, key)]
+    return f"{text(told, 'host')} ({', '.join(named)})" if told and named else text(told, "host")
 
 
 def _latency(row: Row) -> str:

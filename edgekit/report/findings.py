@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -98,12 +99,14 @@ def gain_sentence(row: Row) -> str:
     if row.delta is not None:
         value = words.metric_text(row.metric, row.metric_name)
         metric = f"; {words.plain(row.metric_name)} {value} ({_change(row)})"
-    unproven = "" if row.faster else " (seen, not proven)"
+    unproven = "" if row.faster else f" (seen, not proven{'' if row.speedup_ci else ': without an interval'})"
     return f"{row.label} is {speed}{unproven}{size}{metric}."
 
 
 def _doubt(row: Row) -> str:
     """Why this run can't tell whether a row is faster."""
+    if row.speedup_ci is None:
+        return "there is no interval, because the two were not measured in turns"
     if row.measurement.get("trusted") is False:
         said = text(row.measurement, "verdict").partition(" (")[0]
         return said.removeprefix("can't tell, because ") or "the machine's state moved while it was measured"
@@ -138,10 +141,28 @@ def kept(results: dict[str, Any], row: Row) -> bool:
 
 
 def headline(results: dict[str, Any], rows: list[Row], target: str | None = None) -> Row | None:
-    """The row with the greatest speed-up among those that kept the metric; a proven one before one that is not."""
+    """The fastest row of those that kept the metric; a proven gain comes before one that is only seen.
+
+    Of rows that are as fast as it, as far as this run can tell, the one with the better metric, then the smaller.
+    """
     mine = [r for r in rows if r.measured and not r.reference and target in (None, r.target)]
     good = [r for r in mine if (r.faster or (r.faster is None and r.seems_faster)) and kept(results, r)]
-    return max(good, key=lambda r: (r.faster is True, r.speedup or 0.0), default=None)
+    good = [r for r in good if r.faster] or good
+    fastest = max(good, key=lambda r: r.speedup or 0.0, default=None)
+    return max((r for r in good if fastest and _as_fast(r, fastest)), key=_worth, default=None)
+
+
+def _as_fast(row: Row, fastest: Row) -> bool:
+    """Whether the intervals of two speed-ups overlap; one without an interval equals only itself."""
+    if row.speedup_ci is None or fastest.speedup_ci is None:
+        return row.speedup == fastest.speedup
+    return row.speedup_ci[1] >= fastest.speedup_ci[0]
+
+
+def _worth(row: Row) -> tuple[float, float, float]:
+    """What decides between equally fast rows: the metric, the size, and last the speed-up as it was seen."""
+    metric = row.metric or 0.0
+    return metric if row.higher_is_better else -metric, -(row.size_bytes or math.inf), row.speedup or 0.0
 
 
 # ── what a reader must not miss ───────────────────────────────────────────────────────────

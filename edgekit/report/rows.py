@@ -103,14 +103,15 @@ class Row:
         if self.speedup is not None and "different" in self.measurement:
             decided = self.measurement["different"] is True and self.measurement.get("trusted") is not False
             return self.speedup > 1 if decided else None
-        return self.seems_faster
+        return None if self.speedup_ci is None else self.seems_faster
 
     @property
     def seems_faster(self) -> bool | None:
-        """The same by the shown 95 % interval alone: what is seen, though it may not be proven."""
-        if self.speedup_ci is None:
+        """The same by the shown 95 % interval, or by the bare ratio where there is none: seen, though not proven."""
+        if self.speedup is None:
             return None
-        return True if self.speedup_ci[0] > 1 else False if self.speedup_ci[1] < 1 else None
+        low, high = self.speedup_ci or (self.speedup, self.speedup)
+        return True if low > 1 else False if high < 1 else None
 
 
 def rows_of(results: dict[str, Any]) -> list[Row]:
@@ -289,7 +290,9 @@ def columns(metric: str) -> list[Column]:
             key="speedup",
             title="Speed-up",
             value=lambda r: r.speedup,
-            show=lambda r: words.joined(words.times(r.speedup), words.ratio_interval(r.speedup_ci)),
+            show=lambda r: words.joined(
+                words.times(r.speedup), words.ratio_interval(r.speedup_ci) or words.NO_INTERVAL
+            ),
             best="high",
         ),
         Column(key="size_bytes", title="Size", value=lambda r: r.size_bytes, show=lambda r: words.size(r.size_bytes)),

@@ -11,6 +11,7 @@ import unicodedata
 from typing import Any
 
 MISSING = "–"
+NO_INTERVAL = "[no interval]"
 LONGEST = 4000  # characters of one string of the record; nothing a person reads is longer
 Interval = tuple[float, float]
 
