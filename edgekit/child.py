@@ -4,7 +4,7 @@
 
 Arguments and result are JSON. The child's environment is scrubbed (telemetry off), its
 output drained and capped, and it dies with its parent. An :class:`EdgekitError` raised in
-the child is raised again here; a crash, a time-out or any other exception becomes a
+the child is raised again here, its warnings are said here; a crash, a time-out or any other exception becomes a
 :class:`StageError` that says what happened.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import errors
-from edgekit.console import PROGRESS_FILE, Relay
+from edgekit.console import PROGRESS_FILE, Relay, warn, warnings
 from edgekit.store import write_error, write_json
 
 KEPT_OUTPUT = 64 * 1024  # bytes of the child's output that are kept: its end
@@ -78,6 +78,8 @@ def call(
         if not answer.exists():
             raise _died(function, code, output, timeout_s)
         reply = json.loads(answer.read_text())
+    for text in reply["warnings"]:
+        warn(text)
     if "error" in reply:
         raise errors.from_dict(reply["error"])
     return reply["result"]
@@ -199,7 +201,7 @@ def main(job_path: str) -> None:
         reply = {"error": error.to_dict()}
     except Exception as error:
         reply = {"error": _told(name, error).to_dict()}
-    write_json(Path(job["answer"]), reply)
+    write_json(Path(job["answer"]), {**reply, "warnings": warnings()})
 
 
 if __name__ == "__main__":

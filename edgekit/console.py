@@ -7,13 +7,17 @@ stderr; stdout is for the product (tables asked for, JSON, paths).
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +31,11 @@ Progress = Callable[[str, int, int], None]  # label, done, total (0: unknown)
 log = logging.getLogger("edgekit")
 UNWRAPPED = 200  # columns
 PROGRESS_FILE = "EDGEKIT_PROGRESS_FILE"  # a child process writes here what its parent shows
+# What stands in for a sign on a terminal or in a file that can't carry it; letters lose their accents.
+PLAIN = {
+    **{"→": "->", "←": "<-", "×": "x", "…": "...", "−": "-", "–": "-", "—": "-", "·": "|", "±": "+-", "µ": "u"},
+    **{"★": "*", "✓": "ok", "✗": "x", "✕": "x", "●": "*", "≤": "<=", "≥": ">=", "≈": "~", "’": "'", "“": '"', "”": '"'},
+}
 
 
 @dataclass
@@ -37,11 +46,13 @@ class _State:
     quiet: bool = False
     verbosity: int = 0
     progress: Progress | None = None
+    held: Console | None = None
     warnings: list[str] = field(default_factory=list)
     bars: Any = None
 
 
 _state = _State()
+_listener: ContextVar[list[str] | None] = ContextVar("listener", default=None)
 
 
 def configure(*, quiet: bool = False, verbosity: int = 0) -> None:
@@ -50,6 +61,20 @@ def configure(*, quiet: bool = False, verbosity: int = 0) -> None:
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     log.setLevel(level)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_plain.__name__)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Signs that an encoding lacks, in ASCII; a codec's error handler."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    bare = (PLAIN.get(c) or unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?" for c in signs)
+    return "".join(bare), error.end
+
+
+codecs.register_error(_plain.__name__, _plain)
 
 
 def verbosity() -> int:
@@ -71,7 +96,23 @@ def stderr() -> Console:
     """A rich console on stderr that honours NO_COLOR and non-terminals."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return _state.held or Console(stderr=True, highlight=False, emoji=False, soft_wrap=not sys.stderr.isatty())
+
+
+@contextmanager
+def held() -> Iterator[Console]:
+    """One console for all that is said on stderr while the block runs: what it shows live stays below the rest."""
+    _state.held = stderr()
+    try:
+        yield _state.held
+    finally:
+        _state.held = None
+
+
+def live() -> bool:
+    """Whether a person watches on a terminal that can be drawn over."""
+    watched = _state.speaking and not _state.quiet and not _state.progress
+    return watched and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def stdout() -> Console:
@@ -79,7 +120,7 @@ def stdout() -> Console:
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNWRAPPED
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=wide)
+    return Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty(), width=wide)
 
 
 def note(text: str) -> None:
@@ -92,6 +133,8 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     """Say a warning once; it is kept for the record too (:func:`warnings`)."""
+    if (listener := _listener.get()) is not None:
+        listener.append(text)
     if text in _state.warnings:
         return
     _state.warnings.append(text)
@@ -104,6 +147,19 @@ def warn(text: str) -> None:
 def warnings() -> list[str]:
     """Every warning said so far, in order."""
     return list(_state.warnings)
+
+
+@contextmanager
+def overhearing() -> Iterator[list[str]]:
+    """Collect the warnings that the block says, in this thread: what it makes says them again when it is found."""
+    said: list[str] = []
+    token = _listener.set(said)
+    try:
+        yield said
+    finally:
+        _listener.reset(token)
+        if (outer := _listener.get()) is not None:
+            outer.extend(said)
 
 
 def clear_warnings() -> None:
@@ -159,7 +215,7 @@ def _reporter(label: str, total: int) -> Callable[[int, int], None]:
         return lambda done, total: _write_progress(Path(path), label, done, total)
     if callback := _state.progress:
         return lambda done, total: callback(label, done, total) if done >= 0 else None
-    if _state.speaking and not _state.quiet and sys.stderr.isatty():
+    if live():
         return _bar(label, total)
     return lambda done, total: None
 

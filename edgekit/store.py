@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgekit.console import warn
+from edgekit.console import overhearing, warn
 from edgekit.errors import InputError, StageError
 
 MANIFEST = "manifest.json"
@@ -113,12 +114,14 @@ class Entry:
         key: Hex hash of what went in.
         folder: Where the files lie; treat it as read-only.
         meta: What the builder said of them (JSON).
+        seconds: How long the building took.
         cached: Whether it was there already.
     """
 
     key: str
     folder: Path
     meta: dict[str, Any]
+    seconds: float
     cached: bool
 
     def path(self, name: str) -> Path:
@@ -149,7 +152,10 @@ class Store:
             ) from error
 
     def find(self, inputs: dict[str, Any]) -> Entry | None:
-        """The finished entry for ``inputs``, or None. A corrupted one is set aside with a warning."""
+        """The finished entry for ``inputs``, or None; what was warned of when it was made is said again.
+
+        A corrupted one is set aside with a warning.
+        """
         key = sha256_json(inputs)
         folder = self._folder(key)
         if not folder.is_dir():
@@ -157,12 +163,16 @@ class Store:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             broken = [name for name, digest in manifest["files"].items() if not _intact(folder / name, digest)]
+            entry = Entry(key, folder, manifest["meta"], manifest["seconds"], cached=True)
+            warned = manifest["warnings"]
         except (OSError, ValueError, KeyError):
             broken = [MANIFEST]
         if broken:
             self._quarantine(key, folder, broken[0])
             return None
-        return Entry(key, folder, manifest["meta"], cached=True)
+        for text in warned:
+            warn(text)
+        return entry
 
     def discard(self, inputs: dict[str, Any]) -> None:
         """Remove the entry for ``inputs``, if there is one."""
@@ -194,18 +204,21 @@ class Store:
             except OSError as error:
                 raise write_error(self.root, error) from error
             try:
-                meta = json.loads(json.dumps(make(building, scratch), allow_nan=False))  # as a later run reads it
-                self._finish(key, inputs, building, meta)
+                start = time.monotonic()
+                with overhearing() as warned:
+                    meta = json.loads(json.dumps(make(building, scratch), allow_nan=False))  # as a later run reads it
+                seconds = round(time.monotonic() - start, 3)
+                self._finish(key, building, {"inputs": inputs, "meta": meta, "seconds": seconds, "warnings": warned})
             except OSError as error:
                 raise write_error(self._folder(key), error) from error
             finally:
                 shutil.rmtree(building, ignore_errors=True)
             shutil.rmtree(scratch, ignore_errors=True)
-        return Entry(key, self._folder(key), meta, cached=False)
+        return Entry(key, self._folder(key), meta, seconds, cached=False)
 
-    def _finish(self, key: str, inputs: dict[str, Any], building: Path, meta: dict[str, Any]) -> None:
+    def _finish(self, key: str, building: Path, facts: dict[str, Any]) -> None:
         files = {str(p.relative_to(building)): sha256_file(p) for p in sorted(building.rglob("*")) if p.is_file()}
-        write_json(building / MANIFEST, {"inputs": inputs, "files": files, "meta": meta})
+        write_json(building / MANIFEST, {**facts, "files": files})
         final = self._folder(key)
         final.parent.mkdir(parents=True, exist_ok=True)
         building.chmod(0o755)

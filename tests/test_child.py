@@ -29,6 +29,11 @@ def refuse() -> None:
     raise InputError("bad file", remedy="mend it", where="a.onnx")
 
 
+def mutter() -> int:
+    console.warn("the child has seen something")
+    return 1
+
+
 def abort() -> None:
     os.abort()
 
@@ -82,6 +87,12 @@ def sleep_and_tell(path: str) -> None:
 
 def call(name: str, **arguments: Any) -> Any:
     return child.call(f"test_child:{name}", env=HERE, **arguments)
+
+
+def test_what_a_child_warns_of_is_said_here() -> None:
+    console.clear_warnings()
+    assert call("mutter") == 1
+    assert console.warnings() == ["the child has seen something"]
 
 
 def test_a_result_comes_back() -> None:

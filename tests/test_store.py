@@ -34,6 +34,21 @@ def test_an_entry_is_built_once_and_then_found(tmp_path: Path) -> None:
     assert store.find({"x": 2}) is None
 
 
+def test_a_warning_is_said_again_when_the_entry_is_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def make(folder: Path, scratch: Path) -> dict[str, int]:
+        console.warn("dropout is lost")
+        return {}
+
+    console.clear_warnings()
+    console.warn("said of something else")
+    store.build({"x": 1}, make)
+    console.clear_warnings()
+    store.build({"x": 1}, make)
+    assert console.warnings() == ["dropout is lost"]
+
+
 def test_a_failing_builder_leaves_nothing_but_its_scratch(tmp_path: Path) -> None:
     store = Store(tmp_path)
 

@@ -262,7 +262,7 @@ def _compiled_facts(shop: Workshop, row: Row, artifact: Artifact) -> dict[str, A
 def _stage(name: str, made: Artifact) -> dict[str, Any]:
     return {
         "name": name,
-        "seconds": made.entry.meta["seconds"],
+        "seconds": made.entry.seconds,
         "cached": made.entry.cached,
         "metric": made.metric["value"] if made.metric else None,
         "size_bytes": made.size_bytes,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,17 +123,19 @@ class Workshop:
         if self.planning and self.store.find(key) is None:
             raise NotMadeYet(stage)
 
-        def timed(folder: Path, scratch: Path) -> dict[str, Any]:
-            start = time.monotonic()
-            report = work(folder, scratch)
-            return {**report, "seconds": round(time.monotonic() - start, 3)}
-
         try:
-            entry = self.store.build(key, timed)
+            entry = self.store.build(key, work)
         except EdgekitError as error:
             self.failures[sha256_json(key)] = error
             raise
         return Artifact(entry.path(entry.meta.get("path", main)), form, entry, parity=entry.meta.get("parity"))
+
+    def stored(self, key: dict[str, Any] | None) -> Entry:
+        """What a job in another process built."""
+        entry = self.store.find(key) if key else None
+        if entry is None:
+            raise NotMadeYet("model or data")
+        return entry
 
     def forget(self, stage: str, inputs: dict[str, Any]) -> None:
         """Remove a stage's artifact from the store, so that it is made again."""
@@ -201,62 +202,45 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route], *, planning
 
     Raises:
         InputError: The model or the data are wrong.
+        NotMadeYet: In a plan: the model or the data were never loaded.
     """
-    model = recipe.model.model_dump()
     shop = Workshop(recipe, store, {}, {}, planning=planning)
-    shop.model = shop.job("edgekit.workload:fingerprint_job", model=model, base=str(recipe.base), seed=recipe.seed)
-    export = recipe.export.model_dump(mode="json")
-    torch_keys, onnx_keys = ("dynamic_batch", "dynamic_axes", "preprocess"), ("shapes", "sizes", "opset", "preprocess")
-    relevant = {k: export[k] for k in (onnx_keys if shop.model["kind"] == ONNX else torch_keys)}
-    shop.loaded = shop.make(
-        "load",
-        {"model": shop.model, "export": relevant, "versions": versions("torch", "onnx")},
-        "model",
-        shop.model["kind"],
-        lambda folder, _: shop.job(
-            "edgekit.workload:load_job",
-            model=model,
-            base=str(recipe.base),
-            seed=recipe.seed,
-            export=export,
-            out=str(folder),
-        ),
+    found = shop.job(
+        "edgekit.workload.opening:open_job",
+        model=recipe.model.model_dump(),
+        data=recipe.data.entry,
+        base=str(recipe.base),
+        seed=recipe.seed,
+        export=recipe.export.model_dump(mode="json"),
+        limits=_limits(recipe, routes),
+        key=_key("load", {"versions": versions("torch", "onnx")}),
+        store=str(store.root),
+        planning=planning,
     )
+    shop.model, shop.data = found["model"], found["data"]
     if shop.model["kind"] == ONNX and (torch_only := [r for r in routes if r.prune or r.recover]):
         raise InputError(
             f"the variant '{torch_only[0].variant}' prunes or trains in torch, but the model is an ONNX file",
             where="[model] path",
             remedy="give the torch model as [model] entry, or switch prune and recover off in that variant",
         )
-    _read_data(shop, routes)
+    for text in shop.data.pop("overlaps", []):
+        warn(text)
+    loaded = replace(shop.stored(found["loaded"]), cached=found["cached"])
+    form = shop.model["kind"]
+    shop.loaded = Artifact(loaded.path(loaded.meta["path"]), form, loaded, parity=loaded.meta.get("parity"))
+    if recipe.data.entry is not None:
+        shop.spools = shop.stored(found["spools"])
     if not planning:
         shop.loaded = shop.assess(shop.loaded, "load", routes[0], None)
     return shop
 
 
-def _read_data(shop: Workshop, routes: list[Route]) -> None:
-    """Hash the splits that this run needs, warn where they overlap, and write them to disk for the stages."""
-    recipe = shop.recipe
-    if recipe.data.entry is None:
-        return
+def _limits(recipe: Recipe, routes: list[Route]) -> dict[str, int | None]:
+    """The splits that this run needs, each with how many samples at most."""
     limits: dict[str, int | None] = {"test": None}
     if any(r.quantize or r.prune for r in routes):
         limits |= {"calibration": recipe.quantize.samples, "validation": None}
     if any(r.trains for r in routes):
         limits |= {"train": None, "validation": None}
-    source = {
-        "data": recipe.data.entry,
-        "base": str(recipe.base),
-        "model": str(shop.loaded.path),
-        "seed": recipe.seed,
-    }
-    shop.data = shop.job("edgekit.workload:digest_job", **source, limits=limits)
-    for text in shop.data.pop("overlaps", []):
-        warn(text)
-    kept = {name: limit for name, limit in limits.items() if name != "train" and shop.data[name]}
-    inputs = {"stage": "data", "digests": {name: shop.data[name]["digest"] for name in kept}}
-    if shop.planning and shop.store.find(inputs) is None:
-        raise NotMadeYet("data")
-    shop.spools = shop.store.build(
-        inputs, lambda folder, _: shop.job("edgekit.workload:spool_job", **source, limits=kept, out=str(folder))
-    )
+    return limits
