@@ -33,9 +33,9 @@ UNWRAPPED = 200  # columns
 PROGRESS_FILE = "EDGEKIT_PROGRESS_FILE"  # a child process writes here what its parent shows
 # What stands in for a sign on a terminal or in a file that can't carry it; letters lose their accents.
 PLAIN = {
-    **{"→": "->", "←": "<-", "×": "x", "…": "...", "−": "-", "–": "-", "—": "-", "·": "|", "±": "+-", "µ": "u"},
-    **{"★": "*", "✓": "ok", "✗": "x", "✕": "x", "●": "*", "≤": "<=", "≥": ">=", "≈": "~", "’": "'", "“": '"', "”": '"'},
-}
+    "→": "->", "←": "<-", "×": "x", "…": "...", "−": "-", "–": "-", "—": "-", "·": "|", "±": "+-", "µ": "u", "★": "*",
+    "✓": "ok", "✗": "x", "✕": "x", "●": "*", "≤": "<=", "≥": ">=", "≈": "~", "’": "'", "“": '"', "”": '"',
+}  # fmt: skip
 
 
 @dataclass
@@ -129,6 +129,15 @@ def note(text: str) -> None:
         log.info(text)
     elif not _state.quiet:
         stderr().print(text, markup=False)
+
+
+def command(text: str) -> None:
+    """Say a line to the CI system that reads stderr: as it is, and under ``--quiet`` too."""
+    if _state.speaking:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    else:
+        log.info(text)
 
 
 def warn(text: str) -> None:

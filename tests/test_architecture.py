@@ -22,7 +22,7 @@ MOST_LINES, MOST_FUNCTION_LINES = 400, 60
 LAYERS = (
     ("errors",),
     ("console",),
-    ("store",),
+    ("board", "store"),
     ("child", "rooms", "result", "report"),
     ("machine", "scheme"),
     ("target",),

@@ -155,7 +155,7 @@ def run(folder: Path, results: Record, **options: Any) -> tuple[Record, int]:
 
 def test_github_gets_summary_outputs_and_annotations(github: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(console, "note", said.append)
+    monkeypatch.setattr(console, "command", said.append)
     (github / "summary.md").write_text("before\n")
     results = record(gate={"max_macs": 1})
     assert run(github, results, junit=github / "g.xml", markdown=github / "g.md")[1] == 1
@@ -191,7 +191,7 @@ def test_outside_of_github_nothing_is_written(tmp_path: Path, monkeypatch: pytes
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_OUTPUT"):
         monkeypatch.delenv(name, raising=False)
     said: list[str] = []
-    monkeypatch.setattr(console, "note", said.append)
+    monkeypatch.setattr(console, "command", said.append)
     run(tmp_path, record(row("fp32"), absent("int8", "failed"), gate={"max_macs": 1}))
     assert said == []
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

@@ -6,7 +6,6 @@ Exit codes: 0 done · 1 the gate says no · 2 the user's input is wrong · 3 a s
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -48,9 +47,6 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     console.configure()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets "?", not a traceback
     try:
         code = cli.main(standalone_mode=False)
     except EdgekitError as error:

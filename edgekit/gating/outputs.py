@@ -29,7 +29,7 @@ def write(verdict: dict[str, Any], *, junit: str | Path | None = None, markdown:
         write_text(Path(markdown), _markdown(verdict))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in workflow_commands(verdict):
-            console.note(line)
+            console.command(line)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(summary), _markdown(verdict, limit=SUMMARY_LIMIT // 2), SUMMARY_LIMIT)
     if outputs := os.environ.get("GITHUB_OUTPUT"):

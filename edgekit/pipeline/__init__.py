@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit import console
+from edgekit import board, console
 from edgekit.errors import EdgekitError, InputError, UnavailableError
 from edgekit.pipeline import judge, record, stages
 from edgekit.pipeline.routes import Route, routes_of
@@ -93,18 +93,19 @@ def run(
         console.clear_warnings()
         folder = record.prepare_folder(Path(out))
         routes = routes_of(recipe, targets, only)
-        shop = open_workshop(recipe, Store(), routes)
-        lock = record.lock(shop)
-        if locked:
-            record.check_lock(folder, lock)
-        rows = [build(shop, route) for route in routes]
-        if all(row.status == "unavailable" for row in rows):
-            raise UnavailableError(
-                "none of the recipe's targets can be used here: " + "; ".join(sorted({row.reason for row in rows})),
-                remedy="install a runtime (see: edgekit doctor), or name another target",
-            )
-        judge.measure(shop, rows, remeasure=remeasure)
-        return record.write(shop, rows, lock, folder)
+        with board.showing(route.id for route in routes):
+            shop = open_workshop(recipe, Store(), routes)
+            lock = record.lock(shop)
+            if locked:
+                record.check_lock(folder, lock)
+            rows = [build(shop, route) for route in routes]
+            if all(row.status == "unavailable" for row in rows):
+                raise UnavailableError(
+                    "none of the recipe's targets can be used here: " + "; ".join(sorted({row.reason for row in rows})),
+                    remedy="install a runtime (see: edgekit doctor), or name another target",
+                )
+            judge.measure(shop, rows, remeasure=remeasure)
+            return record.write(shop, rows, lock, folder)
 
 
 def build(shop: Workshop, route: Route) -> Row:
@@ -113,6 +114,7 @@ def build(shop: Workshop, route: Route) -> Row:
     if route.availability.status == "unavailable":
         row.status, row.reason = "unavailable", route.availability.reason
         console.note(f"{route.id}: unavailable: {row.reason}")
+        board.at(route.id, "", row.status)
         return row
     if route.availability.warning:
         console.warn(f"{route.target.name}: {route.availability.warning}")
@@ -122,20 +124,23 @@ def build(shop: Workshop, route: Route) -> Row:
     row.stages.append(("load", artifact))
     for name, stage in LINE:
         start = time.monotonic()
+        board.at(route.id, name)
         try:
             made = stage(shop, route, artifact)
             if made is not None and made is not artifact:
                 artifact = shop.assess(made, name, route, artifact)
                 row.stages.append((name, artifact))
                 took = "cached" if artifact.entry.cached else f"{time.monotonic() - start:.1f} s"
-                console.note(f"{route.id}: {name} ({took})")
+                board.done(route.id, name, took)
         except InputError:
             raise
         except EdgekitError as error:
             row.status = "unavailable" if isinstance(error, UnavailableError) else "failed"
             row.error, row.reason = error, f"{name}: {error.problem}"
             console.warn(f"{route.id}: {name} {row.status}: {error}")
-            break
+            board.at(route.id, name, row.status)
+            return row
+    board.at(route.id, row.stages[-1][0], row.status)
     return row
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import console, machine
+from edgekit import board, console, machine
 from edgekit.measure import Row as Measurable
 from edgekit.measure import measure_rows
 from edgekit.pipeline.workshop import Artifact, Workshop, versions
@@ -26,12 +26,15 @@ def measure(shop: Workshop, rows: list[Row], *, remeasure: bool = False) -> None
         ready = [row for row in group if row.status == "ok"]
         if not ready or not ready[0].route.reference:
             continue  # nothing to compare with: the untouched model itself failed
+        for row in ready:
+            board.at(row.route.id, "measure")
         made = _measured(shop, ready, remeasure)
         feeds = made.entry.path("feeds.npz")
         for row, answer in zip(ready, _answers(made), strict=True):
             row.measured, row.feeds = answer, feeds if feeds.is_file() else None
             if answer["status"] != "ok":
                 row.status, row.reason = answer["status"], f"measure: {answer['reason']}"
+            board.at(row.route.id, "measure", answer["status"])
             for warning in answer["warnings"]:
                 console.warn(f"{row.route.target.name}: {warning}")
 
