@@ -42,4 +42,10 @@ class Scheme(BaseModel):
     quantize_skips: bool = False
     products: bool = False
     absorb_clip: bool = True
-    prepare: tuple[str, ...] = ("mean_to_pool", "shortcut_to_conv", "pad_channels", "unfold_transpose")
+    prepare: tuple[str, ...] = (
+        "select_early",
+        "mean_to_pool",
+        "shortcut_to_conv",
+        "pad_channels",
+        "unfold_transpose",
+    )

@@ -171,6 +171,48 @@ def test_each_rule_keeps_what_is_computed(rng: np.random.Generator, tmp_path: Pa
         np.testing.assert_allclose(run(model, data), run(after, data), atol=1e-5, err_msg=rule)
 
 
+def classified_by_first_token(rng: np.random.Generator, position: int) -> onnx.ModelProto:
+    """A transformer whose classifier reads one token."""
+    model = transformer(rng)
+    nodes = model.graph.node
+    nodes.extend(
+        [
+            helper.make_node("Gather", ["y", "position"], ["token"], "token", axis=1),
+            helper.make_node("Gemm", ["token", "fc"], ["scores_out"], "classifier"),
+        ]
+    )
+    model.graph.initializer.extend(
+        [
+            onnx.numpy_helper.from_array(np.array(position), "position"),
+            onnx.numpy_helper.from_array(rng.normal(size=(32, 5)).astype(np.float32), "fc"),
+        ]
+    )
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores_out", onnx.TensorProto.FLOAT, None))
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.mark.parametrize("position", [0, 5, -1])
+def test_one_token_is_all_that_the_last_block_works_on(rng: np.random.Generator, tmp_path: Path, position: int) -> None:
+    model, data = classified_by_first_token(rng, position), rng.normal(size=(3, 12, 32)).astype(np.float32)
+    onnx.save(model, tmp_path / "before.onnx")
+    changed = _graph.load(tmp_path / "before.onnx")
+    assert _prepare.prepare(changed, ["select_early"]) == {"select_early": 1}
+    _graph.save(changed, tmp_path / "after.onnx")
+    after = onnx.load(tmp_path / "after.onnx")
+    np.testing.assert_allclose(run(model, data), run(after, data), rtol=1e-4, atol=1e-5)
+    sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in after.graph.value_info}
+    assert sizes["u"][1] == 1  # the perceptron's rows
+    assert sizes["scores"][1:] == [1, 12]  # one query, all keys
+    assert sizes["vx"][1] == 12
+
+
+def test_a_token_that_others_need_too_is_picked_late(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = classified_by_first_token(rng, 0)
+    model.graph.output.append(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "before.onnx")
+    assert _prepare.prepare(_graph.load(tmp_path / "before.onnx"), ["select_early"]) == {}
+
+
 def test_rules_leave_alone_what_only_looks_alike(rng: np.random.Generator, tmp_path: Path) -> None:
     patches = graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], "patches", strides=[4, 4])],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.quantizers import _graph
 from edgekit.quantizers._graph import attribute, constant
+from edgekit.quantizers._select import select_early
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -176,6 +177,7 @@ def unfold_transpose(model: ir.Model) -> int:
 RULES: dict[str, Callable[[ir.Model], int]] = {
     "mean_to_pool": mean_to_pool,
     "pad_channels": pad_channels,
+    "select_early": select_early,
     "shortcut_to_conv": shortcut_to_conv,
     "unfold_transpose": unfold_transpose,
 }
