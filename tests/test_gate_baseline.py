@@ -13,7 +13,7 @@ from gate_records import Record, absent, built, record, row
 from edgekit import gating as gate
 from edgekit import result
 from edgekit.errors import InputError
-from edgekit.gating.remeasure import slowdown
+from edgekit.gating.remeasure import slowdown, slowdowns
 from edgekit.measure import Measured
 from edgekit.recipe import GateSection
 from edgekit.store import sha256_file
@@ -297,6 +297,25 @@ BEFORE = measured(1.0, 1.0, 1.0)
 )
 def test_the_slow_down_is_decided_by_the_exact_interval(after: Measured, passed: bool | None) -> None:
     assert slowdown(row("int8"), BEFORE, after, 1.05).passed is passed
+
+
+def test_a_slow_down_of_one_row_of_many_needs_more_pairs() -> None:
+    """At a true change of just the limit, 20 rows judged at once would fail one run in ten; Holm holds it at 1 %."""
+    rows = [{**row("int8"), "id": f"v{n}"} for n in range(20)]
+    calm = measured(1.0, 0.98, 1.02, ratios=(0.99, 1.01) * 4, pairs=8)
+
+    def judged(slow: Measured, count: int) -> bool | None:
+        pairs = [(BEFORE, slow), *[(BEFORE, calm)] * (count - 1)]
+        return slowdowns(rows[:count], pairs, 1.05, first_look=slow.pairs)["v0"].passed
+
+    eight = measured(1.1, 1.06, 1.12, ratios=(1.1,) * 8, pairs=8)
+    eleven = measured(1.1, 1.06, 1.12, ratios=(1.1,) * 11, pairs=11)
+    assert judged(eight, 1) is False
+    assert judged(eight, 2) is False
+    assert judged(eight, 20) is None
+    assert judged(eleven, 20) is False
+    assert "one of 20 rows" in slowdowns(rows, [(BEFORE, eight), *[(BEFORE, calm)] * 19], 1.05, 8)["v0"].sentence
+    assert slowdowns([], [], 1.05, 8) == {}
 
 
 def test_remeasure_runs_the_baselines_artifact_and_todays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

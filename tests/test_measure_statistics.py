@@ -192,3 +192,36 @@ def test_the_benchmark_of_that_name_hides_no_standard_library(tmp_path: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "2"
+
+
+@pytest.mark.parametrize(("above", "n", "p"), [(8, 8, 1 / 256), (7, 8, 9 / 256), (0, 8, 1.0), (5, 5, 1 / 32)])
+def test_the_sign_test_is_exact(above: int, n: int, p: float) -> None:
+    ratios = [1.1] * above + [1.0] * (n - above)
+    assert s.sign_probability(ratios, 1.05) == pytest.approx(p)
+
+
+def test_holm_rejects_step_by_step() -> None:
+    """0.005 against 0.05 / 4, 0.01 against 0.05 / 3, then 0.03 against 0.05 / 2 fails, and all after it."""
+    assert s.holm([0.01, 0.04, 0.03, 0.005], 0.05) == [True, False, False, True]
+    assert s.holm([0.04], 0.05) == [True]
+    assert s.holm([], 0.05) == []
+    assert s.holm([0.2, 0.01], 0.05) == [False, True]
+
+
+def test_false_alarms_of_many_hypotheses_together_stay_within_the_error() -> None:
+    draw = random.Random(3)
+    alarms = 0
+    for _ in range(2000):
+        chances = []
+        for _ in range(10):
+            ratios = [math.exp(draw.gauss(math.log(1.05), 0.02)) for _ in range(s.pairs_for(10))]
+            chances.append(s.sign_probability(ratios, 1.05))
+        alarms += any(s.holm(chances))
+    assert alarms / 2000 <= 0.01 + 3 * math.sqrt(0.01 * 0.99 / 2000)
+
+
+def test_enough_pairs_can_reject_every_one() -> None:
+    for count in (1, 2, 3, 14, 200):
+        n = s.pairs_for(count)
+        assert all(s.holm([s.sign_probability([2.0] * n, 1.05)] * count))
+        assert n == 8 or not all(s.holm([s.sign_probability([2.0] * (n - 1), 1.05)] * count))

@@ -28,6 +28,7 @@ class Measured:
         peak_rss_bytes: Above the runtime's own (``runtime_rss_bytes``), median over the processes.
         cpu_ms: CPU time of one inference, all threads.
         ratio: This over the reference, ``ratio_ci95`` to read, ``ratio_ci99`` (exact) to decide by.
+        ratios: Of each pair, in the order in which they ran.
         speedup: The reference over this, with ``speedup_ci95`` and ``speedup_ci99``.
         different: Whether it is proved to differ from the reference; None: can't tell.
         mde: The smallest change that this run could have proved, a fraction.
@@ -54,6 +55,7 @@ class Measured:
     ratio: float | None = None
     ratio_ci95: tuple[float, float] | None = None
     ratio_ci99: tuple[float, float] | None = None
+    ratios: tuple[float, ...] = ()
     speedup: float | None = None
     speedup_ci95: tuple[float, float] | None = None
     speedup_ci99: tuple[float, float] | None = None
@@ -155,6 +157,7 @@ def _compared(comparison: Comparison | None, is_reference: bool) -> dict[str, An
         "ratio": comparison.ratio,
         "ratio_ci95": comparison.ci95,
         "ratio_ci99": comparison.ci99,
+        "ratios": comparison.ratios,
         "speedup": 1 / comparison.ratio,
         "speedup_ci95": _inverted(comparison.ci95),
         "speedup_ci99": _inverted(comparison.ci99) if comparison.ci99 else None,

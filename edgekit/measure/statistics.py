@@ -38,6 +38,7 @@ class Comparison:
         mde: The smallest change that these pairs could have proved, as a fraction (0.02: 2 %); None as above.
         pairs: How many pairs.
         drift: Whether neighbouring pairs resemble each other more than chance has it (at 1 %): not independent.
+        ratios: Each pair's own, in the order in which they ran.
     """
 
     ratio: float
@@ -47,6 +48,7 @@ class Comparison:
     mde: float | None
     pairs: int
     drift: bool
+    ratios: tuple[float, ...]
 
 
 def compare(reference: Sequence[float], times: Sequence[float], *, seed: int = 0, looks: int = 1) -> Comparison:
@@ -70,12 +72,34 @@ def compare(reference: Sequence[float], times: Sequence[float], *, seed: int = 0
         mde=math.expm1(least) if (least := provable(logs, confidence)) is not None else None,
         pairs=len(logs),
         drift=len(logs) >= LEAST_PAIRS and autocorrelation(logs) > 2.33 / math.sqrt(len(logs)),
+        ratios=tuple(math.exp(log) for log in logs),
     )
 
 
 def split(looks: int) -> float:
     """The confidence of each look where several share :data:`CONFIDENCE`'s error."""
     return 1 - (1 - CONFIDENCE) / looks
+
+
+def sign_probability(ratios: Sequence[float], limit: float) -> float:
+    """How likely at least so many ratios above ``limit`` are where their median is the limit: the exact sign test."""
+    above = sum(ratio > limit for ratio in ratios)
+    return 1 - binomial_below(len(ratios), 0.5, above)
+
+
+def holm(probabilities: Sequence[float], error: float = 1 - CONFIDENCE) -> list[bool]:
+    """Which of several hypotheses are rejected, with at most that error for all of them together (Holm 1979)."""
+    rejected = [False] * len(probabilities)
+    for place, index in enumerate(sorted(range(len(probabilities)), key=lambda i: probabilities[i])):
+        if probabilities[index] > error / (len(probabilities) - place):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def pairs_for(hypotheses: int, error: float = 1 - CONFIDENCE) -> int:
+    """The fewest pairs with which :func:`holm` can reject each of so many, were all their ratios beyond the limit."""
+    return max(LEAST_PAIRS, math.ceil(math.log2(hypotheses / error)))
 
 
 def order_rank(n: int, confidence: float = CONFIDENCE) -> int:
