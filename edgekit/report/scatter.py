@@ -81,7 +81,7 @@ def scatter(rows: list[Row], axis: Axis, metric: str, label: str) -> str:
         charts.layer(names_mark, names, x=x, y=y, text={"field": "text"}),
         *(_points(data, x, y, kind) for kind in ("other", "front", "original")),
     ]
-    return charts.svg({"height": HEIGHT, "data": charts.values(data), "layer": layers}, label)
+    return charts.svg({"height": HEIGHT, "layer": layers}, label)
 
 
 def _points(data: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], kind: str) -> dict[str, Any]:
