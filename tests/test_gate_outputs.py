@@ -12,7 +12,7 @@ from gate_records import Record, absent, record, row
 
 from edgekit import console
 from edgekit import gating as gate
-from edgekit.gating import outputs
+from edgekit.gating import outputs, places
 from edgekit.recipe import GateSection
 from edgekit.report import gate_markdown, junit
 
@@ -171,6 +171,41 @@ def test_github_gets_summary_outputs_and_annotations(github: Path, monkeypatch: 
     assert "int8@x86-cpu: max_macs" in output
     assert Xml.fromstring((github / "g.xml").read_text()).tag == "testsuites"
     assert (github / "g.md").read_text().startswith(gate_markdown.MARKER)
+
+
+RECIPE = """
+[export]
+max_macs = 1             # another table's
+[gate]
+max_macs = 5             # overridden by the rule below
+max_size_bytes = 1_0     # bytes
+[[gate.rule]]
+variant = "int8"
+max_macs = 1
+[gate.baseline]
+max_slowdown = 1.05
+"""
+
+
+def test_annotations_point_at_the_line_of_the_limit_that_was_judged(
+    github: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "command", said.append)
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(github))
+    (github / "ci, 1").mkdir()
+    (github / "ci, 1" / "recipe.toml").write_text(RECIPE)
+    rules = {"rule": [{"variant": "int8", "max_macs": 1}]}
+    run(github / "ci, 1", record(gate={"max_macs": 5, "max_size_bytes": 10, **rules}))
+    where = {line.partition("::")[2].partition("::")[2].split(": ")[1]: line.split("title=")[0] for line in said}
+    assert where == {
+        "max_macs": "::error file=ci%2C 1/recipe.toml,line=9,",
+        "max_size_bytes": "::error file=ci%2C 1/recipe.toml,line=6,",
+    }
+    check = {"name": "baseline.max_slowdown", "limit": 1.05}
+    assert places.places(github / "ci, 1" / "recipe.toml", [check]) == [places.Place("ci, 1/recipe.toml", 11)]
+    assert places.places(github / "ci, 1" / "recipe.toml", [{**check, "limit": 1.5}]) == [None]
+    assert places.places(github / "gone.toml", [check]) == [None]
 
 
 def test_a_full_summary_is_left_alone_and_changes_no_verdict(github: Path) -> None:

@@ -38,6 +38,11 @@ def bench(models: tuple[Path, ...], target: str, as_json: bool, **options: Any) 
 @click.option("--update-baseline", is_flag=True, help="Make these results the baseline.")
 @click.option("--remeasure", is_flag=True, help="Run the baseline's artifacts and today's again, interleaved.")
 @click.option("--on-inconclusive", type=click.Choice(["pass", "fail"]), help="What an inconclusive gate exits with.")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="The file that GitHub's annotations point into; default: recipe.toml, here or beside the results.",
+)
 @JSON
 def gate(results: Path, as_json: bool, **options: Any) -> int:
     """Judge recorded numbers against limits; exit 1 where one is broken."""

@@ -109,6 +109,7 @@ def run_gate(
     update_baseline: bool = False,
     remeasure: bool = False,
     on_inconclusive: str | None = None,
+    recipe: str | Path | None = None,
     settings: GateSection | None = None,
 ) -> tuple[dict[str, Any], int]:
     """What ``edgekit gate`` does: judge, write what CI wants to have, and tell the exit code.
@@ -120,6 +121,7 @@ def run_gate(
         update_baseline: Make these results the baseline, once they keep the limits that need none.
         remeasure: Run the baseline's artifacts and these again, interleaved.
         on_inconclusive: ``pass`` or ``fail``; None: as the recipe says.
+        recipe: The file that GitHub's annotations point into; None: ``recipe.toml`` here or beside the record, if any.
         settings: The limits; None: those of the record's own recipe.
 
     Returns:
@@ -128,7 +130,7 @@ def run_gate(
     Raises:
         InputError: A record is not valid, options that don't go together, or a baseline of another model.
     """
-    from edgekit.gating import outputs
+    from edgekit.gating import outputs, places
 
     now = _record(results)
     limits = settings or limits_of(now)
@@ -149,7 +151,8 @@ def run_gate(
             slowdowns = measured_again(now, _folder(results), then, _folder(baseline), limits.baseline)
         verdict = _strict(judge(now, limits, then, slowdowns))
     verdict["notes"] += _edited(now, str(results))
-    outputs.write(verdict, junit=junit, markdown=markdown)
+    place = Path(recipe) if recipe else places.recipe_near(Path(results))
+    outputs.write(verdict, junit=junit, markdown=markdown, recipe=place)
     return verdict, exit_code(verdict, on_inconclusive or limits.on_inconclusive)
 
 

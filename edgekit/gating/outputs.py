@@ -9,14 +9,25 @@ from typing import Any
 
 from edgekit import console
 from edgekit.errors import EdgekitError
+from edgekit.gating.places import Place, places
 from edgekit.store import write_text
 
 ANNOTATIONS = 10  # GitHub shows that many errors of a step and drops the rest without a word
 SUMMARY_LIMIT = 1024 * 1024  # bytes; above it GitHub drops the whole summary of the step
 
 
-def write(verdict: dict[str, Any], *, junit: str | Path | None = None, markdown: str | Path | None = None) -> None:
+def write(
+    verdict: dict[str, Any],
+    *,
+    junit: str | Path | None = None,
+    markdown: str | Path | None = None,
+    recipe: Path | None = None,
+) -> None:
     """Write the files that were asked for, and tell GitHub Actions where it runs this.
+
+    Args:
+        verdict: Of :func:`edgekit.gating.judge`. junit, markdown: Where to write these; None: not.
+        recipe: The file that holds the limits, for annotations at their lines.
 
     Raises:
         StageError: A file that was asked for can't be written.
@@ -28,7 +39,7 @@ def write(verdict: dict[str, Any], *, junit: str | Path | None = None, markdown:
     if markdown:
         write_text(Path(markdown), _markdown(verdict))
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in workflow_commands(verdict):
+        for line in workflow_commands(verdict, recipe):
             console.command(line)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(summary), _markdown(verdict, limit=SUMMARY_LIMIT // 2), SUMMARY_LIMIT)
@@ -42,18 +53,25 @@ def _markdown(verdict: dict[str, Any], **options: int) -> str:
     return gate_markdown.render(verdict, **options)
 
 
-def workflow_commands(verdict: dict[str, Any], limit: int = ANNOTATIONS) -> list[str]:
-    """GitHub workflow commands for what is broken (``::error``) or can't be told (``::warning``), worst first."""
+def workflow_commands(verdict: dict[str, Any], recipe: Path | None = None, limit: int = ANNOTATIONS) -> list[str]:
+    """GitHub workflow commands for what is broken (``::error``) or can't be told (``::warning``), worst first.
+
+    Each points at the line of its limit, where ``recipe`` has it.
+    """
     wrong = [check for check in verdict["checks"] if check["passed"] is not True]
     shown = wrong if len(wrong) <= limit else wrong[: limit - 1]
     lines = [
-        f"::{'error' if check['passed'] is False else 'warning'} "
+        f"::{'error' if check['passed'] is False else 'warning'} {_at(place)}"
         f"title={_property('edgekit gate: ' + check['name'])}::{_data(check['sentence'])}"
-        for check in shown
+        for check, place in zip(shown, places(recipe, shown), strict=True)
     ]
     if left := len(wrong) - len(shown):
         lines.append(f"::error title=edgekit gate::+{left} more, see the summary")
     return lines
+
+
+def _at(place: Place | None) -> str:
+    return f"file={_property(place.file)},line={place.line}," if place else ""
 
 
 def _data(text: str) -> str:
