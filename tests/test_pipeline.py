@@ -159,6 +159,30 @@ def test_the_whole_line(job: Path, tmp_path: Path) -> None:
     assert redone == ["finetune", "compile"]
 
 
+def test_interrupted_it_keeps_what_is_finished_and_no_whole_record_is_lost(job: Path, tmp_path: Path) -> None:
+    def interrupt(label: str, done: int, total: int) -> None:
+        if label == "measuring x86-cpu":
+            raise KeyboardInterrupt
+
+    out, recipe = tmp_path / "out", job / "recipe.toml"
+    recipe.write_text(recipe.read_text().partition('[[variant]]\nname = "pruned')[0])
+    with pytest.raises(KeyboardInterrupt):
+        edgekit.run(recipe, out, progress=interrupt)
+    part = result.load_results(out / "results.json")
+    assert part["interrupted"] is True
+    assert part["gate"]["passed"] is not True
+    assert [(row["status"], row["reason"]) for row in part["variants"]] == [
+        ("failed", "interrupted before it was finished")
+    ]
+    assert part["variants"][0]["stages"][-1]["metric"] is not None  # what is known so far
+    assert "Interrupted: 0 of 1 row finished" in (out / "report.md").read_text()
+
+    whole = edgekit.run(recipe, out)
+    with pytest.raises(KeyboardInterrupt):
+        edgekit.run(recipe, out, remeasure=True, progress=interrupt)
+    assert result.load_results(out / "results.json") == whole
+
+
 def test_live_objects_from_python(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))

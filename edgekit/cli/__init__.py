@@ -35,8 +35,8 @@ for verb in (
     cli.add_command(verb)
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that children are ended and files closed on the way out."""
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is: children are ended, what is finished is kept."""
 
 
 def main() -> None:

@@ -59,6 +59,12 @@ class Row:
         """The last artifact that was made."""
         return self.stages[-1][1] if self.stages else None
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do for it."""
+        built = bool(self.stages) and self.stages[-1][0] == LINE[-1][0]
+        return {"ok": self.measured is not None, "built": built}.get(self.status, True)
+
 
 def run(
     recipe: Recipe | str | Path,
@@ -98,24 +104,41 @@ def run(
             lock = record.lock(shop)
             if locked:
                 record.check_lock(folder, lock)
-            rows = [build(shop, route) for route in routes]
-            if all(row.status == "unavailable" for row in rows):
-                raise UnavailableError(
-                    "none of the recipe's targets can be used here: " + "; ".join(sorted({row.reason for row in rows})),
-                    remedy="install a runtime (see: edgekit doctor), or name another target",
-                )
-            judge.measure(shop, rows, remeasure=remeasure)
+            rows = [Row(route) for route in routes]
+            try:
+                for row in rows:
+                    build(shop, row)
+                if all(row.status == "unavailable" for row in rows):
+                    raise UnavailableError(
+                        "none of the recipe's targets can be used here: " + "; ".join(sorted({r.reason for r in rows})),
+                        remedy="install a runtime (see: edgekit doctor), or name another target",
+                    )
+                judge.measure(shop, rows, remeasure=remeasure)
+            except KeyboardInterrupt:
+                _keep_finished(shop, rows, lock, folder)
+                raise
             return record.write(shop, rows, lock, folder)
 
 
-def build(shop: Workshop, route: Route) -> Row:
-    """Take one route down the line; a stage that fails ends this row and no other."""
-    row = Row(route)
+def _keep_finished(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -> None:
+    """Interrupted: write what there is, marked as a part, unless a whole record would be lost for it."""
+    if record.is_whole(folder):
+        return
+    console.note(f"interrupted: writing what is finished to {folder} (again: stop at once)")
+    for row in rows:
+        if not row.finished:
+            row.status, row.reason = "failed", "interrupted before it was finished"
+    record.write(shop, rows, lock, folder, interrupted=True)
+
+
+def build(shop: Workshop, row: Row) -> None:
+    """Take one row down the line; a stage that fails ends this row and no other."""
+    route = row.route
     if route.availability.status == "unavailable":
         row.status, row.reason = "unavailable", route.availability.reason
         console.note(f"{route.id}: unavailable: {row.reason}")
         board.at(route.id, "", row.status)
-        return row
+        return
     if route.availability.warning:
         console.warn(f"{route.target.name}: {route.availability.warning}")
     if route.availability.status != "runs":
@@ -139,9 +162,8 @@ def build(shop: Workshop, route: Route) -> Row:
             row.error, row.reason = error, f"{name}: {error.problem}"
             console.warn(f"{route.id}: {name} {row.status}: {error}")
             board.at(route.id, name, row.status)
-            return row
+            return
     board.at(route.id, row.stages[-1][0], row.status)
-    return row
 
 
 def plan(

@@ -100,7 +100,17 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
-def write(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -> dict[str, Any]:
+def is_whole(folder: Path) -> bool:
+    """Whether a finished run's record lies there."""
+    try:
+        return not result.load_results(folder / RESULTS).get("interrupted", False)
+    except EdgekitError:
+        return False
+
+
+def write(
+    shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path, *, interrupted: bool = False
+) -> dict[str, Any]:
     """Write artifacts, ``results.json`` and the report into ``folder``; return the record.
 
     All of it is made beside the earlier record and then put in its place.
@@ -113,7 +123,10 @@ def write(shop: Workshop, rows: list[Row], lock: dict[str, Any], folder: Path) -
             fresh, old = Path(temporary, "new"), Path(temporary, "old")
             fresh.mkdir()
             old.mkdir()
-            results = result.write_results(_compose(shop, rows, lock, fresh), fresh / RESULTS)
+            composed = _compose(shop, rows, lock, fresh)
+            if interrupted:
+                composed["interrupted"] = True
+            results = result.write_results(composed, fresh / RESULTS)
             report.write(results, fresh)
             for path in sorted(fresh.iterdir(), key=lambda p: p.name == RESULTS):  # the record itself last
                 if (folder / path.name).exists():

@@ -55,6 +55,9 @@ def verdict(results: dict[str, Any], rows: list[Row]) -> Verdict:
     limits = words.counted(len(checks), "limit")
     over = sum(c.get("passed") is False for c in checks)
     unsure = sum(c.get("passed") is None for c in checks)
+    if results.get("interrupted"):
+        done = sum(row.status != "failed" for row in rows)
+        return Verdict("fail", f"Interrupted: {done} of {words.counted(len(rows), 'row')} finished", gained)
     if gate.get("passed") is True and checks:
         return Verdict(
             "pass", f"Gate passed: {'the limit holds' if len(checks) == 1 else f'all {limits} hold'}", gained
