@@ -129,6 +129,20 @@ def test_a_poor_terminal_gets_plain_ascii(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_targets_say_why_not_and_what_to_do() -> None:
+    from edgekit.cli.devices import _target_cells
+
+    row = {"name": "npu", "title": "NPU", "status": "unavailable", "warning": "", "remedy": "install it"}
+    assert _target_cells({**row, "reason": "not available here, because no device"}) == (
+        *("npu", "unavailable", "NPU", "no device", "install it"),
+    )
+    warned = {**row, "status": "runs", "reason": "", "warning": "sums may overflow", "remedy": ""}
+    assert _target_cells(warned)[3:] == ("sums may overflow", "")
+    done = edgekit("targets", "raspberry-pi-5", COLUMNS="160")
+    assert "what to do" in done.stdout
+    assert "bundle it, and run it on the device" in done.stdout or " runs " in done.stdout
+
+
 def test_an_unwritable_cache_names_the_variable(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "model.py").write_text(MODEL)

@@ -21,9 +21,13 @@ def targets(names: tuple[str, ...], as_json: bool) -> None:
     rows = target.targets(names)
     if as_json:
         return console.out_json({"targets": rows})
-    return _table(
-        ("target", "here", "title", "because"), [(r["name"], r["status"], r["title"], r["reason"]) for r in rows]
-    )
+    return _table(("target", "here", "title", "because", "what to do"), [_target_cells(row) for row in rows])
+
+
+def _target_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A target for people; of one that runs here, what is to be minded."""
+    because = row["reason"].removeprefix("not available here, because ") or row["warning"]
+    return row["name"], row["status"], row["title"], because, row["remedy"]
 
 
 @click.command()
