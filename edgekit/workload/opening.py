@@ -1,4 +1,4 @@
-"""The model loaded and the data read: where every row of a run starts, made in one process because each import costs."""
+"""The model loaded and the data read: where every row of a run starts. One process, because each import costs."""
 
 from __future__ import annotations
 
