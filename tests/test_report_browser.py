@@ -68,6 +68,11 @@ def test_it_opens_from_disk_without_a_word_or_a_request(opened: browser.Browser)
     assert opened.eval("getComputedStyle(document.querySelector('.verdict')).display") == "flex"
 
 
+def test_at_a_desks_width_no_column_is_cut(opened: browser.Browser) -> None:
+    box = "document.querySelector('#variants .scroll')"
+    assert opened.eval(f"{box}.scrollWidth") <= opened.eval(f"{box}.clientWidth")
+
+
 def test_a_click_on_a_heading_sorts_and_another_turns_it_round(opened: browser.Browser) -> None:
     latency = 5
     press(opened, f"#variants-table th:nth-child({latency + 1}) button")

@@ -259,6 +259,11 @@ class Column:
     best: str = "low"
 
 
+def _speedup(row: Row) -> str:
+    bounds = words.ratio_interval(row.speedup_ci) or ("" if row.reference else words.NO_INTERVAL)
+    return words.joined(words.times(row.speedup), bounds)
+
+
 def columns(metric: str) -> list[Column]:
     """The columns that a person compares variants by, for a record whose metric has that name."""
     return [
@@ -290,9 +295,7 @@ def columns(metric: str) -> list[Column]:
             key="speedup",
             title="Speed-up",
             value=lambda r: r.speedup,
-            show=lambda r: words.joined(
-                words.times(r.speedup), words.ratio_interval(r.speedup_ci) or words.NO_INTERVAL
-            ),
+            show=_speedup,
             best="high",
         ),
         Column(key="size_bytes", title="Size", value=lambda r: r.size_bytes, show=lambda r: words.size(r.size_bytes)),
