@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from report_sample import NAMES, hostile, many, mixed, row, sample
 from rich.console import Console
@@ -611,6 +612,72 @@ def test_raw_times_outside_the_folder_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     record = with_times(tmp_path / "run", "../outside.json")
     assert "Latency of every inference" not in html_of(record, tmp_path / "run")
+
+
+def with_rounds(folder: Path, medians: list[float]) -> dict[str, Any]:
+    """A record of one measured row whose processes had these medians, in milliseconds."""
+    record = with_times(folder)
+    path = folder / "samples/int8.times.json"
+    runs = [{"round": n, "valid": True, "samples_ns": [1e6 * m] * 30} for n, m in enumerate(medians)]
+    path.write_text(json.dumps({"runs": [*reversed(runs), {"round": 9, "valid": False, "samples_ns": [9e9]}]}))
+    record["variants"][0]["measured"]["files"]["times"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return record
+
+
+@needs_charts
+def test_drift_is_drawn_by_round_against_the_rows_own_median(tmp_path: Path) -> None:
+    text = html_of(with_rounds(tmp_path, [1.0, 1.0, 1.25, 0.9]), tmp_path)
+    assert "Drift while it was measured on x86-cpu" in text
+    assert "1. int8, round 3: +25.0 %" in text
+    assert "1. int8, round 4: -10.0 %" in text
+    assert '<td class="num">4</td><td class="num">−10.0 %</td><td class="num">+25.0 %</td>' in text
+    assert "round 10" not in text  # it was invalid
+    assert "Drift" not in html_of(with_rounds(tmp_path, [1.0, 1.2]), tmp_path)
+
+
+def with_outputs(folder: Path, before: Any, after: Any) -> dict[str, Any]:
+    """A record of a row and its reference with what each said of every test sample."""
+    record = sample()
+    rows = [row(record, name) for name in ("fp32@x86-cpu", "int8@x86-cpu")]
+    for one, scores in zip(rows, (before, after), strict=True):
+        path = folder / f"{one['variant']}.npz"
+        np.savez(path, **{"0:logits": scores, "digest": "x"})
+        told = {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        one["measured"]["files"] = {"outputs": told}
+    record["variants"] = rows
+    return record
+
+
+def test_samples_that_changed_their_class_are_listed_the_surest_first(tmp_path: Path) -> None:
+    before = np.array([[2, 1, 0], [0, 3, 1], [0, 1, 5], [1, 0, 0]], "f")
+    after = np.array([[1, 2, 0], [0, 3, 1], [9, 1, 5], [1, 0, 0]], "f")
+    text = html_of(with_outputs(tmp_path, before, after), tmp_path)
+    assert "Test samples that changed their class: 2 of 4" in text
+    cells = '<th scope="row">{}</th><td class="num">{}</td><td class="num">{}</td><td class="num">{}</td>'
+    first, second = cells.format(2, 2, 0, "5.00"), cells.format(0, 0, 1, "1.00")
+    assert text.index(first) < text.index(second)
+    assert "changed their class: 0 of 4" in html_of(with_outputs(tmp_path, before, before), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (np.zeros((4, 1), "f"), np.ones((4, 1), "f")),  # no classes
+        (np.zeros((4, 3), "f"), np.zeros((3, 3), "f")),
+        (np.zeros((4, 3), "f"), np.full((4, 3), np.nan, "f")),
+        (np.zeros((4, 3), "i"), np.zeros((4, 3), "i")),
+        (np.array([{}], object), np.array([{}], object)),
+    ],
+)
+def test_outputs_that_are_no_classes_give_no_list(before: Any, after: Any, tmp_path: Path) -> None:
+    assert "changed their class" not in html_of(with_outputs(tmp_path, before, after), tmp_path)
+
+
+def test_of_another_metric_than_a_share_no_classes_are_compared(tmp_path: Path) -> None:
+    record = with_outputs(tmp_path, np.eye(4, dtype="f"), np.eye(4, dtype="f")[::-1])
+    for variant in record["variants"]:
+        variant["metric"]["name"] = "mse"
+    assert "changed their class" not in html_of(record, tmp_path)
 
 
 # ── attackers ─────────────────────────────────────────────────────────────────────────────

@@ -156,8 +156,8 @@ def _memory_bound(layers: Sequence[LayerPrecision], times: Sequence[LayerTime], 
     return [
         (
             share,
-            f"{_count(len(bound), 'layer')} that wait for memory, {share:.0%} of the time (worst '{worst.name}': "
-            f"{density:.1f} multiply-adds a byte, {rates[worst.name] / best:.0%} of the best layer's rate): "
+            f"{_count(len(bound), 'layer')} {'waits' if len(bound) == 1 else 'wait'} for memory, {share:.0%} of the time "
+            f"(worst '{worst.name}': {density:.1f} multiply-adds a byte, {rates[worst.name] / best:.0%} of the best layer's rate): "
             "fewer multiply-adds won't make them faster; smaller activations or fewer channels around them will",
         )
     ]

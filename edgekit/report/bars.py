@@ -11,6 +11,7 @@ from edgekit.report.charts import BLUE, GREEN, INK, ORANGE, PURPLE, SERIES, SKY,
 from edgekit.report.rows import Row
 
 _DASHES = ([1, 0], [6, 3], [2, 3], [8, 3, 2, 3], [12, 4], [1, 4])
+_SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down")
 _LINES = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 
 
@@ -223,3 +224,31 @@ def spread(curves: Sequence[tuple[str, list[tuple[float, float]]]], label: str) 
         strokeDash=charts.name("name", scale={"domain": names, "range": _DASHES[: len(names)]}, legend=legend),
     )
     return charts.svg({"height": 220, "data": charts.values(data), **line}, label)
+
+
+def drift(lines: Sequence[tuple[str, list[tuple[int, float]]]], label: str) -> str:
+    """By how many per cent each process lies off its row's median, for each ``(name, [(round, per cent)])``.
+
+    At most as many rows as there are shapes.
+    """
+    shown = lines[: len(_SHAPES)]
+    names = [f"{number}. {words.short(name, 28)}" for number, (name, _) in enumerate(shown, 1)]
+    data: list[dict[str, Any]] = [
+        {"name": name, "round": number, "off": off, "text": f"{name}, round {number}: {off:+.1f} %"}
+        for name, (_, points) in zip(names, shown, strict=True)
+        for number, off in points
+    ]
+    low, high = min(-1.0, *(d["off"] for d in data)), max(1.0, *(d["off"] for d in data))
+    x_axis = {"title": "Round", "tickMinStep": 1, "format": "d", "grid": False}
+    x = charts.number("round", axis=x_axis, scale={"zero": False, "nice": False, "padding": 12})
+    y_axis = charts.top_title("Median of a process, % off its variant's", tickCount=5, format="+.3~g")
+    y = charts.number("off", axis=y_axis, scale={"domain": [1.1 * low, 1.1 * high], "nice": False})
+    colour = charts.name("name", scale={"domain": names, "range": _LINES[: len(names)]}, legend=charts.key())
+    shape = charts.name("name", scale={"domain": names, "range": _SHAPES[: len(names)]}, legend=charts.key())
+    point = charts.mark("point", aria=True, filled=True, size=60, opacity=0.9)
+    layers = [
+        charts.layer(charts.mark("rule", color=SOFT), charts.values([{}]), y={"datum": 0}),
+        charts.layer(charts.mark("line", strokeWidth=1, opacity=0.5), x=x, y=y, color=colour),
+        charts.layer(point, x=x, y=y, color=colour, shape=shape, description={"field": "text"}),
+    ]
+    return charts.svg({"height": 200, "data": charts.values(data), "layer": layers}, label)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from edgekit.report import toml, words
 from edgekit.report.html import Child, Html, el, table
 from edgekit.report.operators import kept_float, objects
 from edgekit.report.rows import Row, number_in, part, targets_of, text
+from edgekit.report.samples import flips
 from edgekit.report.scenarios import unmeasured
 
 _LABELS = {
@@ -25,20 +27,26 @@ _LABELS = {
 }
 MOST_FACTS = 120
 MOST_LAYERS = 20
+MOST_FLIPS = 24
 MOST_WHOLE = 40  # rows that are shown with all that the record holds of them: the page stays under 3 MB
 
 
-def details(results: dict[str, Any], rows: list[Row]) -> Html:
-    """One folded part for each variant: what the table has no room for."""
+def details(rows: list[Row], folder: Path | None = None) -> Html:
+    """One folded part for each variant: what the table has no room for.
+
+    Args:
+        rows: Of the record. folder: Where it lies, for what each row said of every test sample.
+    """
+    whole = len(rows) <= MOST_WHOLE
     return el(
         "section",
         el("h2", "Each variant in full"),
-        [_detail(row, whole=len(rows) <= MOST_WHOLE) for row in rows],
+        [_detail(row, _flipped(row, rows, folder) if whole and folder else None, whole=whole) for row in rows],
         id="details",
     )
 
 
-def _detail(row: Row, *, whole: bool) -> Html:
+def _detail(row: Row, flipped: Child, *, whole: bool) -> Html:
     artifact = part(row.raw, "artifact")
     path = text(artifact, "path")
     facts: list[tuple[str, Child]] = [
@@ -78,6 +86,7 @@ def _detail(row: Row, *, whole: bool) -> Html:
         stages if row.stages else None,
         _pruned(row),
         _floating(row),
+        flipped,
         _rest(row.raw) if whole else None,
         id=f"v-{row.number}",
         data_target=row.target,
@@ -157,6 +166,24 @@ def _floating(row: Row) -> Child:
     ]
     caption = "Layers that do not run in int8, the costliest first"
     return table(caption, ["Layer", "Operator", "Runs in", "Multiply-adds", "Why"], lines)
+
+
+def _flipped(row: Row, rows: list[Row], folder: Path) -> Child:
+    """The test samples that the row puts into another class than the original, the original's surest first."""
+    versus = text(part(row.raw, "vs_reference"), "id")
+    reference = next((other for other in rows if other.id == versus and other is not row), None)
+    found = flips(row, reference, folder) if reference else None
+    if found is None:
+        return None
+    caption = f"Test samples that changed their class: {len(found.changed)} of {found.total}"
+    if not found.changed:
+        return el("p", caption)
+    lines: list[list[Child]] = [
+        [str(flip.sample), str(flip.before), str(flip.after), words.digits(flip.margin)]
+        for flip in found.changed[:MOST_FLIPS]
+    ]
+    head = ["Sample (from 0, in the test set's order)", "The original's class", "This one's", "The original's margin"]
+    return _fold(caption, table(caption, head, lines, numbers=range(1, 4)), aside=True)
 
 
 # Keys that stand elsewhere on the page; what else a row brings is shown as it is.

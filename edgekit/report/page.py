@@ -44,7 +44,7 @@ def page(results: dict[str, Any], folder: Path | None = None) -> str:
             stages(rows, draw),
             times(rows, draw, folder),
             scenarios(rows),
-            details(results, rows),
+            details(rows, folder),
             _gate(results),
             environment(results, rows),
             repeat(results, headline(results, rows)),

@@ -9,12 +9,13 @@ from edgekit.report import bars, scatter, words
 from edgekit.report.html import Child, Html, el, table
 from edgekit.report.operators import by_operator, sensitivity
 from edgekit.report.rows import Row, metric_of, stage_names, targets_of
-from edgekit.report.samples import curve
+from edgekit.report.samples import Process, curve, drift, processes
 
 MOST_TARGETS = 4  # pictures for so many targets; every number of the others is in the tables
 MOST_WATERFALLS = 6
 MOST_ROWS = 12
 MOST_BARS = 20
+MOST_CURVES = 6  # of one picture: each has a dash and a shape of its own
 
 
 def figure(drawing: str | None, caption: Child, beside: Html | None = None, *, target: str | None = None) -> Html:
@@ -138,7 +139,14 @@ def times(rows: list[Row], draw: bool, folder: Path | None = None) -> Html | Non
     parts = []
     for target in targets_of(rows)[:MOST_TARGETS]:
         mine = [row for row in rows if row.target == target]
-        drawn = (_ranges(mine, draw), _spread(mine, draw, folder), _operators(mine, draw), _sensitivity(mine, draw))
+        raw = _raw(mine, folder) if draw and folder else []
+        drawn = (
+            _ranges(mine, draw),
+            _spread(target, raw),
+            _drift(target, raw),
+            _operators(mine, draw),
+            _sensitivity(mine, draw),
+        )
         if figures := [found for found in drawn if found]:
             parts += [el("h3", words.short(target, 60)), el("div", figures, class_="figures")]
     return el("section", el("h2", "Where the time goes"), parts, id="time") if parts else None
@@ -159,18 +167,40 @@ def _ranges(rows: list[Row], draw: bool) -> Html | None:
     return figure(drawing, [el("b", label), of_many(measured)], beside, target=target)
 
 
-def _spread(rows: list[Row], draw: bool, folder: Path | None) -> Html | None:
-    """How the single inferences spread, from the raw times; only a picture, its table is the one of the medians."""
-    if not draw or folder is None:
-        return None
+def _raw(rows: list[Row], folder: Path) -> list[tuple[str, list[Process]]]:
+    """The raw times of a few rows: the original, then the front."""
     measured = sorted((row for row in rows if row.measured), key=lambda row: (not row.reference, not row.pareto))
-    curves = [(row.variant, points) for row in measured[:6] if (points := curve(row, folder))]
+    found = [(row.variant, processes(row, folder)) for row in measured[:MOST_CURVES]]
+    return [(name, runs) for name, runs in found if runs]
+
+
+def _spread(target: str, raw: list[tuple[str, list[Process]]]) -> Html | None:
+    """How the single inferences spread; only a picture, its table is the one of the medians."""
+    curves = [(name, points) for name, runs in raw if (points := curve(runs))]
     if not curves:
         return None
-    label = f"Latency of every inference on {words.short(rows[0].target, 60)}"
-    drawing = bars.spread(curves, label)
+    label = f"Latency of every inference on {words.short(target, 60)}"
     caption: list[Child] = [el("b", label), ": how many took at most so long, without the slowest 0.5 %."]
-    return figure(drawing, caption, target=rows[0].target)
+    return figure(bars.spread(curves, label), caption, target=target)
+
+
+def _drift(target: str, raw: list[tuple[str, list[Process]]]) -> Html | None:
+    """How the machine moved while it measured: each process against its own row."""
+    lines = [(name, points) for name, runs in raw if (points := drift(runs))]
+    if not lines:
+        return None
+    label = f"Drift while it was measured on {words.short(target, 60)}"
+    body: list[list[Child]] = [
+        [name, str(len(points)), *(f"{words.signed(x, f'{abs(x):.1f}')} %" for x in (min(off), max(off)))]
+        for name, points in lines
+        for off in [[value for _, value in points]]
+    ]
+    beside = table(label, ["Variant", "Rounds", "Lowest", "Highest"], body, numbers=range(1, 4))
+    caption: list[Child] = [
+        el("b", label),
+        ": each process against its own variant's median. What moves a whole round is the machine, and cancels out.",
+    ]
+    return figure(bars.drift(lines, label), caption, beside, target=target)
 
 
 def _operators(rows: list[Row], draw: bool) -> Html | None:
