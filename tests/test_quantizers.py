@@ -25,7 +25,7 @@ from quantizing import (
 import edgekit
 from edgekit import console
 from edgekit.errors import InputError, StageError, UnavailableError
-from edgekit.quantizers import _graph, _prepare, quantize_job
+from edgekit.quantizers import _faster, _graph, _prepare, quantize_job
 from edgekit.target import load_target
 from edgekit.workload import spool
 
@@ -227,6 +227,42 @@ def test_rules_leave_alone_what_only_looks_alike(rng: np.random.Generator, tmp_p
     for model in (patches, rows):
         onnx.save(model, tmp_path / "m.onnx")
         assert _prepare.prepare(_graph.load(tmp_path / "m.onnx"), list(_prepare.RULES)) == {}
+
+
+@pytest.mark.parametrize(("ratio", "floats"), [(0.9, ["stem"]), (0.99, []), (1.2, [])])
+def test_first_layers_stay_float_only_where_that_is_faster(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, floats: list[str]
+) -> None:
+    model, data = residual_net(rng, channels=64), images(rng)
+    monkeypatch.setattr(_faster, "LEAST_MACS", 0)
+    monkeypatch.setattr(_faster, "lacks", lambda target: "")
+    monkeypatch.setattr(_faster, "_times", lambda model, choices, data, target: [[1.0] * 9, [ratio] * 9])
+    made, report = quantize(model, data, tmp_path)
+    assert report["timed_in_float"] == {"stem": ratio}
+    assert [row["layer"] for row in report["float"]] == floats
+    assert ("pad_channels" in report["prepared"]) == (not floats)
+    assert optimized_operators(made, tmp_path)["QLinearConv"] == 3 - len(floats)
+    assert decibels(run(model, data), run(made, data)) > 25
+
+
+def test_first_layers_are_timed_by_the_targets_runtime(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_faster, "LEAST_MACS", 0)
+    monkeypatch.setattr(_faster, "lacks", lambda target: "")
+    _, report = quantize(residual_net(rng, channels=64), images(rng), tmp_path)
+    assert 0.2 < report["timed_in_float"]["stem"] < 5
+    assert {row["reason"] for row in report["float"]} <= {_faster.REASON}
+
+
+def test_nothing_is_timed_for_a_device_that_is_not_here(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_faster, "LEAST_MACS", 0)
+    monkeypatch.setattr(_faster, "lacks", lambda target: "this machine is another")
+    monkeypatch.setattr(_faster, "_times", None)
+    _, report = quantize(residual_net(rng, channels=64), images(rng), tmp_path)
+    assert report["timed_in_float"] == {}
 
 
 def test_auto_takes_the_candidate_with_the_most_signal(rng: np.random.Generator, tmp_path: Path) -> None:

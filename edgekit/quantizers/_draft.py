@@ -26,6 +26,7 @@ class Draft:
         ranges: Value → the range that its integers span.
         scheme: The target's.
         bits: Node → bits of its weight where they aren't the scheme's.
+        floats: Nodes that stay float → why.
     """
 
     model: ir.Model
@@ -33,11 +34,13 @@ class Draft:
     ranges: Mapping[str, Range]
     scheme: Scheme
     bits: Mapping[str, int] = field(default_factory=dict)
+    floats: Mapping[str, str] = field(default_factory=dict)
 
     def build(self) -> ir.Model:
         """The Q/DQ model."""
         return _insert.insert(self.model.clone(), self.plan, self.ranges, self.scheme, bits=self.bits)
 
     def without(self, nodes: Collection[str]) -> Draft:
-        """The same with some nodes left in float."""
-        return replace(self, plan=_place.plan(self.model.graph, self.scheme, keep_float=nodes))
+        """The same with some more nodes left in float."""
+        floats = {**dict.fromkeys(nodes, "kept in float to hold the accuracy"), **self.floats}
+        return replace(self, plan=_place.plan(self.model.graph, self.scheme, floats), floats=floats)

@@ -81,11 +81,16 @@ def save(model: ir.Model, path: Path) -> None:
 
     from edgekit.store import write_error
 
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     try:
-        ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_BYTES else None)
+        large = weight_bytes(model) > INLINE_BYTES
+        ir.save(model, path, external_data=f"{path.name}.data" if large else None)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all constants."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def constant(value: ir.Value | None) -> Array | None:

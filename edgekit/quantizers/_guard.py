@@ -72,9 +72,7 @@ def _price(before: Draft, after: Draft, judge: Judge) -> dict[str, float]:
     import numpy as np
 
     models = [draft.build() for draft in (before, after)]
-    sizes = [
-        sum(v.const_value.nbytes for v in m.graph.initializers.values() if v.const_value is not None) for m in models
-    ]
+    sizes = [_graph.weight_bytes(model) for model in models]
     sessions = [_graph.session(model, optimized=True) for model in models]
     feeds = dict(next(judge.samples.groups(fixed_batch(judge.model) or 1, full=True)))
     ratios = []

@@ -8,8 +8,9 @@ output shares the input's scale.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgekit.quantizers._graph import attribute, constant
@@ -48,13 +49,13 @@ class Plan:
     floats: dict[str, str]
 
 
-def plan(graph: ir.Graph, scheme: Scheme, keep_float: Collection[str] = ()) -> Plan:
+def plan(graph: ir.Graph, scheme: Scheme, keep_float: Mapping[str, str] = MappingProxyType({})) -> Plan:
     """Decide for every node of a graph (:func:`edgekit.quantizers._graph.load`).
 
     Args:
         graph: The float graph.
         scheme: The target's.
-        keep_float: Names of nodes that must stay float.
+        keep_float: Names of nodes that must stay float → why.
     """
     floats = {
         n.name or "": why for n in graph if n.op_type in scheme.compute and (why := _refusal(n, keep_float, scheme))
@@ -114,10 +115,10 @@ def data_inputs(node: ir.Node, scheme: Scheme) -> Iterator[tuple[int, ir.Value]]
             yield index, value
 
 
-def _refusal(node: ir.Node, keep_float: Collection[str], scheme: Scheme) -> str:
+def _refusal(node: ir.Node, keep_float: Mapping[str, str], scheme: Scheme) -> str:
     """Why a compute node stays float; empty if it need not."""
     if node.name in keep_float:
-        return "kept in float to hold the accuracy"
+        return keep_float[node.name]
     if not _is_float(node.inputs[0]) and node.inputs[0] is not None and node.inputs[0].dtype is not None:
         return f"its input is {node.inputs[0].dtype.name}"
     weight = weight_of(node)

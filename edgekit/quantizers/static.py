@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgekit.quantizers import _correct, _guard, _place, _prepare, _ranges, _samples, _saturation, _trt_rules
+from edgekit.quantizers import _correct, _faster, _guard, _place, _prepare, _ranges, _samples, _saturation, _trt_rules
 from edgekit.quantizers._calibrate import Collector, Statistics
 from edgekit.quantizers._draft import Draft
 from edgekit.quantizers._job import Job, spool_of
@@ -31,10 +31,13 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     _samples.check(model, data)
     if job.validation is not None:
         _samples.compare(data, Samples(job.validation, _samples.COMPARED))
-    prepared = _prepare.prepare(model, scheme.prepare)
+    floats, timed = _faster.first_layers(model, data, job.target)
+    prepared = _prepare.prepare(model, _faster.rules(job.target, floats))
     judge = Judge(model, replace(data, part="held"), job.validation, job.metric, job.base)
-    draft, found = _drafted(model, data, judge, scheme, settings.calibration)
-    report = {"method": "static", "samples": len(data), "prepared": prepared, **found}
+    plan = _place.plan(model.graph, scheme, dict.fromkeys(floats, _faster.REASON))
+    draft, found = _drafted(model, plan, data, judge, scheme, settings.calibration)
+    draft = replace(draft, floats=dict.fromkeys(floats, _faster.REASON))
+    report = {"method": "static", "samples": len(data), "prepared": prepared, "timed_in_float": timed, **found}
     if scheme.saturates:
         risks = _saturation.overflows(draft, data)
         draft = replace(draft, bits=_saturation.repair(draft, risks))
@@ -54,9 +57,10 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     return quantized, report
 
 
-def _drafted(model: ir.Model, data: Samples, judge: Judge, scheme: Scheme, method: str) -> tuple[Draft, dict[str, Any]]:
+def _drafted(
+    model: ir.Model, plan: Plan, data: Samples, judge: Judge, scheme: Scheme, method: str
+) -> tuple[Draft, dict[str, Any]]:
     """The best draft, by signal-to-noise on the samples held out, with ranges from all samples."""
-    plan = _place.plan(model.graph, scheme)
     started = time.perf_counter()
     rest, held = (_collect(model, plan, replace(data, part=part), method) for part in ("rest", "held"))
     seconds = time.perf_counter() - started

@@ -1,0 +1,149 @@
+"""Which of the first layers are faster in float on the target? Timed there, not guessed.
+
+Integer kernels want many channels, but a CNN begins with few on a large map, where a depthwise convolution gains
+nothing from integers and conversions are dear. Each candidate is built, compiled by the target's backend and timed
+beside the scheme's own placement, in turns, by the processor's time, which other programs lengthen least; it is taken
+only where it is faster in nearly every turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import backends, console
+from edgekit.errors import EdgekitError
+from edgekit.quantizers import _graph, _place, _prepare, _ranges
+from edgekit.quantizers._calibrate import Collector
+from edgekit.quantizers._draft import Draft
+from edgekit.quantizers._samples import Samples
+from edgekit.target import lacks
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgekit.target import Target
+
+REASON = "faster in float on the target, as measured"
+MOST_FLOAT = 0.045  # of the multiply-adds: the rest must be integers
+LEAST_MACS = 100_000_000  # a smaller model runs for so short a time that a few percent can't be told
+WORTH = 0.97  # of the time; and that in MOST_ROUNDS of the rounds
+MOST_ROUNDS = 0.8
+ROUNDS, LEAST_ROUNDS, BUDGET_S = 25, 9, 4.0
+FEW = 4  # samples: a kernel's time does not depend on the ranges
+
+
+def first_layers(model: ir.Model, data: Samples, target: Target) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The first compute nodes, where the target is faster with them in float.
+
+    Args:
+        model: The float model, not yet prepared; it is not changed.
+        data: Calibration samples.
+        target: Whose device must be this machine, or nothing is timed.
+
+    Returns:
+        The nodes' names (often none), and for a report: last float layer of each candidate → its time / the scheme's.
+    """
+    if lacks(target) or target.compile_on_device:
+        return (), {}
+    candidates = list(_candidates(model, target))
+    if not candidates:
+        return (), {}
+    console.note(f"timing on {target.name} whether its first layers are faster in float")
+    try:
+        times = _times(model, [(), *candidates], data, target)
+    except EdgekitError as error:
+        console.note(f"not timed: {error.problem}")
+        return (), {}
+    found = {names[-1]: _ratio(times[0], mine) for names, mine in zip(candidates, times[1:], strict=True)}
+    report = {name: round(ratio, 3) for name, (ratio, _) in found.items()}
+    good = [names for names in candidates if found[names[-1]][0] < WORTH and found[names[-1]][1] >= MOST_ROUNDS]
+    return min(good, key=lambda names: found[names[-1]][0], default=()), report
+
+
+def rules(target: Target, floats: Collection[str]) -> list[str]:
+    """The rules that prepare the graph; a first convolution that stays float needs no padding for integers."""
+    return [rule for rule in target.quantize.prepare if rule != "pad_channels" or not floats]
+
+
+def _candidates(model: ir.Model, target: Target) -> Iterator[tuple[str, ...]]:
+    """All first layers that may be float, the first half of them, and so on."""
+    import onnx_ir as ir
+
+    from edgekit.onnxfile.cost import node_macs
+
+    prepared = model.clone()
+    _prepare.prepare(prepared, rules(target, ("first",)))
+    if _graph.weight_bytes(prepared) > _graph.INLINE_BYTES:
+        return
+    try:
+        macs = node_macs(ir.to_proto(prepared))
+    except EdgekitError:
+        return  # sizes that are free
+    total, seen, names = sum(macs.values()), 0, []
+    if total < LEAST_MACS:
+        return
+    for node in prepared.graph:
+        seen += macs.get(node.name or "", 0)
+        if seen > MOST_FLOAT * total:
+            break
+        if node.op_type in target.quantize.compute:
+            names.append(node.name or "")
+    while names:
+        yield tuple(names)
+        names = names[: len(names) // 2]
+
+
+def _times(model: ir.Model, choices: list[tuple[str, ...]], data: Samples, target: Target) -> list[list[float]]:
+    """Processor seconds by choice and round, the choices in turns."""
+    backend = backends.load(target.backend)
+    with ExitStack() as stack:
+        sessions = []
+        for names in choices:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-")))
+            _graph.save(_built(model, names, data, target), folder / "model.onnx")
+            artifact = backend.compile_model(folder / "model.onnx", target, folder)
+            sessions.append(backend.open_model(artifact, target))
+        feeds = dict(next(data.groups(target.run.batch, full=True)))
+        return _rounds([lambda session=s: session.run(feeds) for s in sessions])
+
+
+def _built(model: ir.Model, floats: tuple[str, ...], data: Samples, target: Target) -> ir.Model:
+    scheme, prepared = target.quantize, model.clone()
+    _prepare.prepare(prepared, rules(target, floats))
+    plan = _place.plan(prepared.graph, scheme, dict.fromkeys(floats, REASON))
+    collector = Collector(prepared, list(plan.activations), histogram=False)
+    collector.run(Samples(data.spool, FEW))
+    ranges = _ranges.ranges(collector.statistics, plan.activations, "minmax", scheme)
+    return Draft(model=prepared, plan=plan, ranges=ranges, scheme=scheme).build()
+
+
+def _rounds(runs: list[Any]) -> list[list[float]]:
+    for run in runs:
+        run()  # the first one allocates
+    started = time.perf_counter()
+    for run in runs:
+        run()
+    once = time.perf_counter() - started
+    rounds = min(ROUNDS, int(BUDGET_S / once))
+    times: list[list[float]] = [[] for _ in runs]
+    for number in range(rounds if rounds >= LEAST_ROUNDS else 0):
+        for index in range(len(runs)):
+            place = (index + number) % len(runs)
+            started = time.process_time()
+            runs[place]()
+            times[place].append(time.process_time() - started)
+    return times
+
+
+def _ratio(theirs: list[float], mine: list[float]) -> tuple[float, float]:
+    """Median of this time / the scheme's over the rounds, and the share of rounds in which it is faster."""
+    ratios = [b / a for a, b in zip(theirs, mine, strict=True)]
+    if not ratios:
+        return 1.0, 0.0  # a model so slow that it can't be timed here
+    return statistics.median(ratios), sum(ratio < 1 for ratio in ratios) / len(ratios)
