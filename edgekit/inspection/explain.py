@@ -152,12 +152,13 @@ def _memory_bound(layers: Sequence[LayerPrecision], times: Sequence[LayerTime], 
     if share < NOTABLE:
         return []
     worst = max(bound, key=lambda layer: layer.milliseconds)
-    density = _macs(worst.name, layers) / worst.bytes_moved
+    density, rate = _macs(worst.name, layers) / worst.bytes_moved, rates[worst.name] / best
+    verb = "waits" if len(bound) == 1 else "wait"
     return [
         (
             share,
-            f"{_count(len(bound), 'layer')} {'waits' if len(bound) == 1 else 'wait'} for memory, {share:.0%} of the time "
-            f"(worst '{worst.name}': {density:.1f} multiply-adds a byte, {rates[worst.name] / best:.0%} of the best layer's rate): "
+            f"{_count(len(bound), 'layer')} {verb} for memory, {share:.0%} of the time (worst '{worst.name}': "
+            f"{density:.1f} multiply-adds a byte, {rate:.0%} of the best layer's rate): "
             "fewer multiply-adds won't make them faster; smaller activations or fewer channels around them will",
         )
     ]
