@@ -9,6 +9,7 @@ first node that is wrong and the user's module behind it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,6 +300,7 @@ def _bytes_of(path: Path) -> int:
 
 def onnxsim_job(model: str, out: str, fold: bool = True) -> None:
     """Child side of :func:`simplify_job`: onnxsim, then our own notes put back; ``fold``: constants, too."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # onnxsim imports it for what is not used here
     import onnxsim
 
     from edgekit import onnxfile
