@@ -109,7 +109,8 @@ class PruneSection(Section):
         method: A member of ``edgekit/pruners``, or the path of the user's own ``.py``.
         ratio: Share of the channels of every free group to remove.
         scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
-            size, from each group as much as the outputs bear, measured on the calibration data.
+            size, from each group as much as the outputs bear, measured on the calibration data. ``auto``: the method's
+            own; else by sensitivity towards a goal where there are calibration data, else local.
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs, target_parameters: A goal instead of a ratio: a share of the original's, 0 to 1.
@@ -119,7 +120,7 @@ class PruneSection(Section):
 
     method: str = "magnitude"
     ratio: float = Field(0.3, ge=0, lt=1)
-    scope: Literal["local", "global", "sensitivity"] = "local"
+    scope: Literal["auto", "local", "global", "sensitivity"] = "auto"
     ratios: dict[str, float] = Field(default_factory=dict)
     protect: tuple[str, ...] = ()
     target_macs: float | None = Field(None, gt=0, le=1)

@@ -554,12 +554,25 @@ def test_sensitivity_takes_channels_where_the_outputs_bear_it(goal: str) -> None
         model.b.weight[:, 8:] *= 1e-4  # three quarters of what a makes is hardly heard
         model.a.weight[8:] *= 1e-4
     batches = [(torch.randn(8, 3, 16, 16), None)]
-    equal = edgekit.prune(model, IMAGE, calibration=batches, **{goal: 0.4})
-    fitted = edgekit.prune(model, IMAGE, scope="sensitivity", calibration=batches, **{goal: 0.4})
+    equal = edgekit.prune(model, IMAGE, scope="local", calibration=batches, **{goal: 0.4})
+    fitted = edgekit.prune(model, IMAGE, calibration=batches, **{goal: 0.4})  # the default towards a goal, given data
     before, after = getattr(fitted, goal.removeprefix("target_"))
     assert after <= 0.4 * before
     expected = model(IMAGE)
     assert (fitted.model(IMAGE) - expected).norm() < 0.5 * (equal.model(IMAGE) - expected).norm()
+
+
+def test_sensitivity_keeps_what_the_goal_allows_and_the_users_own_ratios() -> None:
+    model = model_of(32)
+    with torch.no_grad():
+        model.a.weight[1:] *= 1e-6  # cutting all but one of these is free, and goes far below the goal
+        model.b.weight[:, 1:] *= 1e-6
+    batches = [(torch.randn(8, 3, 16, 16), None)]
+    result = edgekit.prune(model, IMAGE, calibration=batches, target_macs=0.8)
+    assert 0.7 < result.macs[1] / result.macs[0] <= 0.8
+    own = edgekit.prune(model, IMAGE, calibration=batches, target_macs=0.5, ratios={"a": 0.25})
+    assert {r["layer"]: r["channels"] for r in own.table}["a"] == (32, 24)
+    assert own.macs[1] <= 0.5 * own.macs[0]
 
 
 def test_a_goal_out_of_reach_says_what_could_be() -> None:

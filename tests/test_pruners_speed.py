@@ -87,7 +87,7 @@ def run(archive: str, goal: float, tmp_path: Path) -> dict[str, Any]:
     return prune_job(archive, {"target_speedup": goal}, str(tmp_path / "out.pt2"), latency=latency)
 
 
-def honest(line: Any, number: int, gone: Tensor) -> float:
+def honest(line: Any, number: int, gone: Tensor, effort: Any) -> float:
     """A whole model that is as fast as its layers say."""
     costs = stairs_of(line.plan)
     return costs.of(line.plan.cut(torch.zeros_like(gone))) / costs.of(line.plan.cut(gone))
@@ -113,17 +113,30 @@ def test_a_pessimist_of_a_cost_model_is_corrected(
     archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_cost, "measured", stairs)
-    monkeypatch.setattr(_speed._Line, "speed", lambda line, n, gone: 1 + (honest(line, n, gone) - 1) * 0.5)
+    monkeypatch.setattr(_speed._Line, "speed", lambda *a: 1 + (honest(*a) - 1) * 0.5)
     report = run(archive, 1.9, tmp_path)
     channels = {row["layer"]: row["channels"][1] for row in report["table"]}
     assert channels["a"] * channels["b"] < 16 * 32  # more went than was predicted to be needed
+
+
+def test_a_lucky_glance_is_measured_again_and_corrected(
+    archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cost, "measured", stairs)
+
+    def lucky(line: Any, number: int, gone: Tensor, effort: Any) -> float:
+        return honest(line, number, gone, effort) * (1.0 if effort is _speed.CAREFUL else 1.5)
+
+    monkeypatch.setattr(_speed._Line, "speed", lucky)
+    said = run(archive, 2.0, tmp_path)["notes"][0]
+    assert float(said.split()[0]) >= 2.0 * (1 - _speed.SLACK)
 
 
 def test_a_speed_that_no_width_gives_is_refused_with_what_could_be(
     archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_cost, "measured", stairs)
-    monkeypatch.setattr(_speed._Line, "speed", lambda line, n, gone: 1.1)
+    monkeypatch.setattr(_speed._Line, "speed", lambda *_: 1.1)
     with pytest.raises(InputError, match=r"can't be reached: 1\.10 was measured"):
         run(archive, 2.0, tmp_path)
 

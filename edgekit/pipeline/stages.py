@@ -39,7 +39,7 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     code = own_code(shop.recipe.base, settings["method"])
     inputs: dict[str, Any] = {"before": before.entry.key, "settings": settings, "code": code}
     arguments: dict[str, Any] = {"calibration": str(calibration.folder) if calibration else None}
-    reads_data = settings["method"] not in WEIGHTS_ALONE or route.prune.scope == "sensitivity"
+    reads_data = settings["method"] not in WEIGHTS_ALONE or route.prune.scope in ("auto", "sensitivity")
     if calibration and (reads_data or route.prune.target_speedup):
         inputs["data"] = calibration.digest
     if route.prune.target_speedup:

@@ -62,7 +62,7 @@ def prune(
     *,
     ratio: float = 0.3,
     method: str = "magnitude",
-    scope: str = "local",
+    scope: str = "auto",
     ratios: Mapping[str, float] | None = None,
     protect: Iterable[str] = (),
     target_macs: float | None = None,
@@ -80,12 +80,13 @@ def prune(
             path of a ``.py`` file with ``rank(group) -> scores``.
         scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
             size, from each group as much as the outputs bear, measured on ``calibration`` (else on the example).
+            ``auto``: the method's own; else by sensitivity towards a goal where there is ``calibration``, else local.
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs: A goal instead of a ratio: multiply-adds as a share of the original's.
         target_parameters: A goal instead of a ratio: parameters as a share of the original's.
         iterations: Prune in that many steps, ranking anew in each.
-        calibration: Batches ``(inputs, labels)`` for methods that need gradients.
+        calibration: Batches ``(inputs, labels)``: to measure sensitivity on, and for methods that need gradients.
 
     Raises:
         InputError: A value out of range, a model that can't be exported, or a goal that can't be reached.
@@ -161,7 +162,7 @@ def _in_range(settings: Mapping[str, Any]) -> None:
                 f"{name} is {value!r}; it is a share of the original's, in (0, 1]",
                 remedy="0.5 asks for half of the original's",
             )
-    if settings.get("scope", "local") not in ("local", "global", "sensitivity"):
-        raise InputError(f"scope is {settings['scope']!r}", remedy='use "local", "global" or "sensitivity"')
+    if settings.get("scope", "auto") not in ("auto", "local", "global", "sensitivity"):
+        raise InputError(f"scope is {settings['scope']!r}", remedy='use "auto", "local", "global" or "sensitivity"')
     if settings.get("iterations", 1) < 1:
         raise InputError(f"iterations is {settings['iterations']!r}", remedy="use 1 or more")

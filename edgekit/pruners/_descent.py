@@ -15,7 +15,10 @@ from edgekit.exported._graphmodule import Exported
 from edgekit.pruners._plan import Plan, feeds_for
 from edgekit.pruners._rewrite import Cut
 
-SAMPLES = 64
+SAMPLES = 256  # at most, to judge a cut by
+FEW = 8  # at least
+PROBES = 3  # widths of a group that are run; the others lie between
+WORK = 5e11  # multiply-adds that may be spent on judging: 10 to 20 seconds of a desktop core
 LEAST = 0.125  # of a group's channels that stay
 
 
@@ -55,20 +58,21 @@ def none_of(plan: Plan) -> Tensor:
     return torch.zeros(plan.solved.count, dtype=torch.bool)
 
 
-def samples(module: Exported, calibration: Any) -> list[Any]:
-    """Flat inputs to judge by: calibration samples, or the example."""
+def samples(plan: Plan, module: Exported, calibration: Any) -> list[Any]:
+    """Flat inputs to judge every group by: as many calibration samples as there is time for, or the example."""
     from edgekit.exported import feeds_of
 
     feeds = feeds_for(module)
     if calibration is None or not all("name" in leaf for leaf in module.meta["edgekit"]["leaves"]):
         return feeds
+    most = min(SAMPLES, max(FEW, int(WORK / max(plan.macs() * PROBES * len(plan.groups), 1))))
     found: list[Tensor] = []
     for inputs, _ in calibration:
         batch = list(feeds_of(module, inputs).values())
         found = [torch.cat([a, b]) for a, b in zip(found, batch, strict=True)] if found else batch
-        if len(found[0]) >= SAMPLES:
+        if len(found[0]) >= most:
             break
-    return [t[:SAMPLES] for t in found] or feeds
+    return [t[:most] for t in found] or feeds
 
 
 class Ledger:
@@ -124,6 +128,8 @@ def touched(plan: Plan, node: Node) -> tuple[int, ...]:
 def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[list[float]], floor: float) -> Descent:
     """Cut, step by step, whichever group to whichever width saves most for each bit of output disturbed.
 
+    The last model gets back what it can of the step that went below the floor.
+
     Args:
         steps: Each group's widths, widest first.
         ledger: What a cut model costs: milliseconds, multiply-adds, parameters.
@@ -133,7 +139,7 @@ def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[lis
     at = [0] * len(steps)
     kept = [s[0] for s in steps]
     now = whole = ledger.total(kept)
-    path = Descent([none_of(plan)], [1.0])
+    path = Descent([gone_of(plan, ledger.order, kept)], [1.0])
     while now > whole * floor:
         best: tuple[float, int, int, float] | None = None
         for g, choices in enumerate(steps):
@@ -149,4 +155,25 @@ def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[lis
         at[g], kept[g] = place, steps[g][place]
         path.gone.append(gone_of(plan, ledger.order, kept))
         path.predicted.append(now / whole)
+    if (room := whole * floor - now) > 0:
+        now += _refill(steps, at, ledger, losses, room)
+        path.gone[-1] = gone_of(plan, ledger.order, [s[place] for s, place in zip(steps, at, strict=True)])
+        path.predicted[-1] = now / whole
     return path
+
+
+def _refill(steps: list[list[int]], at: list[int], ledger: Ledger, losses: list[list[float]], room: float) -> float:
+    """Widen groups again, whichever undoes most disturbance, as long as the cost has room; what was spent."""
+    spent = 0.0
+    while True:
+        kept = [s[place] for s, place in zip(steps, at, strict=True)]
+        moves = [
+            (losses[g][at[g]] - losses[g][place], g, place, change)
+            for g, choices in enumerate(steps)
+            for place in range(at[g])
+            if (change := ledger.change(kept, g, choices[place])) <= room - spent
+        ]
+        if not moves:
+            return spent
+        _, g, at[g], change = max(moves)
+        spent += change

@@ -29,7 +29,7 @@ class Wish:
     """What is asked for; see :func:`edgekit.prune`."""
 
     ratio: float = 0.3
-    scope: str = "local"
+    scope: str = "auto"
     ratios: Mapping[str, float] = field(default_factory=dict)
     protect: tuple[str, ...] = ()
     target_macs: float | None = None
@@ -232,7 +232,7 @@ def count_at(plan: Plan, wish: Wish) -> float:
 def _at(plan: Plan, wish: Wish, ratio: float) -> Tensor:
     """The weakest ``ratio`` of the channels of each group, or of all; at least the best of each group stays."""
     gone = torch.zeros(plan.solved.count, dtype=torch.bool)
-    shares = [_share(group, wish, ratio) for group in plan.groups]
+    shares = [share_of(group, wish, ratio) for group in plan.groups]
     if wish.scope == "global":
         free = [g for g, (_, own) in zip(plan.groups, shares, strict=True) if not own]
         members = torch.cat([_removable(plan, g) for g in free]) if free else torch.empty(0, dtype=torch.long)
@@ -252,7 +252,7 @@ def _removable(plan: Plan, group: Group) -> Tensor:
     return group.members[plan.importance[group.members].argsort(stable=True)][:-1]
 
 
-def _share(group: Group, wish: Wish, ratio: float) -> tuple[float, bool]:
+def share_of(group: Group, wish: Wish, ratio: float) -> tuple[float, bool]:
     """A group's ratio, and whether it is the user's own for one of its layers."""
     for pattern, own in wish.ratios.items():
         if any(_matches(f"{layer}.weight", pattern) for layer in group.layers):

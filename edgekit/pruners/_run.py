@@ -12,9 +12,21 @@ from torch import Tensor
 
 from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
-from edgekit.pruners import Pruned, _macs, _mask
+from edgekit.pruners import Pruned, _descent, _macs, _mask
 from edgekit.pruners._coupling import Value, attribute
-from edgekit.pruners._plan import Outcome, Plan, Wish, chosen, count_at, goal_of, layer_name, prune_once
+from edgekit.pruners._groups import Group
+from edgekit.pruners._plan import (
+    Outcome,
+    Plan,
+    Wish,
+    chosen,
+    count_at,
+    goal_of,
+    layer_name,
+    prune_once,
+    share_of,
+)
+from edgekit.pruners._sensitivity import disturbances
 
 
 def pruned(
@@ -26,8 +38,9 @@ def pruned(
 ) -> Pruned:
     """Prune an exported module as the settings say."""
     wish = Wish(**{k: settings[k] for k in Wish.__dataclass_fields__ if k in settings})
-    if hasattr(member, "SCOPE") and "scope" not in settings:
-        wish = Wish(**{**vars(wish), "scope": member.SCOPE})
+    if wish.scope == "auto":
+        measured = calibration is not None and (wish.target_macs or wish.target_parameters)
+        wish = dataclasses.replace(wish, scope=getattr(member, "SCOPE", "sensitivity" if measured else "local"))
     if hasattr(member, "masks"):
         return _mask.apply(module, settings, member)
     if goal := settings.get("target_speedup"):
@@ -100,34 +113,34 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
 
 def _by_sensitivity(module: Exported, calibration: Any) -> Any:
     """Widths by what they save for each bit of output that they disturb, measured on the data."""
-    from edgekit.pruners import _descent
-    from edgekit.pruners._sensitivity import disturbances
 
     def choose(plan: Plan, wish: Wish) -> Tensor:
-        count, goal = goal_of(plan, wish)
-        if goal is None:
-            count, goal = plan.macs, count_at(plan, wish)
-        whole = count(plan.cut(_descent.none_of(plan)))
-        steps = [_descent.widths(len(group.members), fine=True) for group in plan.groups]
-        losses = disturbances(plan, steps, _descent.order_of(plan), _descent.samples(module, calibration))
+        goal = goal_of(plan, wish)[1] or count_at(plan, wish)
+        steps = [_steps(group, wish) for group in plan.groups]
+        losses = disturbances(plan, steps, _descent.order_of(plan), _descent.samples(plan, module, calibration))
         ledger = _ledger(plan, wish)
+        whole = ledger.total([widths[0] for widths in steps])
         path = _descent.descend(plan, steps, ledger, losses, goal / whole)
-        if path.predicted[-1] * whole > goal:
+        if path.predicted[-1] * whole > goal * (1 + 1e-9):
             return chosen(plan, wish)  # beyond the narrowest widths that were tried: the same share of each
         return path.gone[-1]
 
     return choose
 
 
+def _steps(group: Group, wish: Wish) -> list[int]:
+    """The widths that a group may take: one alone where the user names its ratio."""
+    count, (share, own) = len(group.members), share_of(group, wish, 0.0)
+    return [max(1, count - round(share * count))] if own else _descent.widths(count, fine=True)
+
+
 def _ledger(plan: Plan, wish: Wish) -> Any:
     """What nodes cost in the goal's own measure: parameters, or multiply-adds of one sample."""
-    from edgekit.pruners._descent import Ledger
-
     analysis = plan.analysis
     if wish.target_parameters is not None:
         nodes = _macs.parameter_nodes(analysis)
-        return Ledger(plan, nodes, lambda n, cut: _size(cut.shape(analysis.value(n))))
-    return Ledger(plan, plan.costly, lambda n, cut: _macs.macs_of(analysis, n, cut.shape) / plan.batch)
+        return _descent.Ledger(plan, nodes, lambda n, cut: _size(cut.shape(analysis.value(n))))
+    return _descent.Ledger(plan, plan.costly, lambda n, cut: _macs.macs_of(analysis, n, cut.shape) / plan.batch)
 
 
 def _fast(

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from edgekit.console import track
 from edgekit.pruners._check import tensors
+from edgekit.pruners._descent import PROBES
 from edgekit.pruners._plan import Plan
 from edgekit.pruners._rewrite import rewrite
-
-PROBES = 3  # widths of a group that are run; the others lie between
 
 
 @torch.no_grad()
