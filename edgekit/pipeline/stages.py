@@ -140,6 +140,7 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         "scheme": target["quantize"],
         "options": target["options"],
         "device": target["device"],
+        "machine": _where_timed(route),
         "data": calibration.digest if calibration else None,
         "validation": [validation.digest, metric] if metric and validation else None,
         "code": own_code(shop.recipe.base, settings["method"], shop.recipe.metric.name),
@@ -164,6 +165,11 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     )
 
 
+def _where_timed(route: Route) -> str | None:
+    """Part of the key of what may be timed, or fitted to this CPU, where it is made: a target that runs here."""
+    return machine.fingerprint() if route.availability.status == "runs" else None
+
+
 def finetune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     """Quantization-aware training of the very graph that ships (Q/DQ ONNX → Q/DQ ONNX)."""
     if route.quantize is None or route.quantize.method != "qat":
@@ -179,7 +185,7 @@ def compile_model(shop: Workshop, route: Route, before: Artifact) -> Artifact | 
         "before": before.entry.key,
         "target": target.digest(),
         "runtime": route.availability.facts,
-        "machine": machine.fingerprint() if route.availability.status == "runs" else None,
+        "machine": _where_timed(route),
     }
     return shop.make(
         "compile",
