@@ -137,7 +137,7 @@ def _bare(session: object, feeds: dict[str, object]) -> Callable[[], object]:
     if hasattr(session, "session"):
         run, names = session.session.run, [o.name for o in session.session.get_outputs()]
         return lambda: run(names, feeds)
-    infer = session._infer  # type: ignore[attr-defined]  # the same request: another's buffers lie elsewhere
+    (infer,) = session._infers.values()  # type: ignore[attr-defined]  # the same request: another's buffers lie elsewhere
     return lambda: infer(feeds, share_inputs=True)
 
 

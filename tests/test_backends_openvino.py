@@ -10,6 +10,7 @@ import numpy as np
 import onnx_models
 import pytest
 
+from edgekit import console
 from edgekit.backends import _ov_graph, openvino
 from edgekit.backends._ov_graph import Layer
 from edgekit.errors import UnavailableError
@@ -42,6 +43,38 @@ def test_options_reach_openvino(model: Path, tmp_path: Path) -> None:
     assert compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
     assert list(tmp_path.iterdir()), "the compiled blob is kept"
+
+
+def damaged(blob: Path) -> None:
+    """Zero 1 KiB of the weights: OpenVINO 2026.4 loads it without a word and is off by 4.7."""
+    data = bytearray(blob.read_bytes())
+    start = len(data) // 5
+    data[start : start + 1024] = bytes(1024)
+    blob.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [damaged, lambda blob: blob.write_bytes(blob.read_bytes()[:-100]), Path.touch])
+def test_a_blob_that_was_damaged_is_not_computed_with(harm: Any, model: Path, tmp_path: Path) -> None:
+    aim, x = target(cache_dir=str(tmp_path)), {"x": onnx_models.samples(1)}
+    (right,) = openvino.open_model(model, aim).run(x)
+    (blob,) = (tmp_path / "edgekit").glob("*.blob")
+    whole = blob.read_bytes()
+    harm(blob)
+    changed = blob.read_bytes() != whole
+    console.clear_warnings()
+    (found,) = openvino.open_model(model, aim).run(x)
+    np.testing.assert_array_equal(found, right)
+    assert any("compiled again" in warning for warning in console.warnings()) is changed
+    assert [b.name for b in blob.parent.glob("*.blob")] == [blob.name]
+
+
+def test_an_unfinished_blob_is_made_again(model: Path, tmp_path: Path) -> None:
+    aim = target(cache_dir=str(tmp_path))
+    openvino.open_model(model, aim)
+    (seal,) = (tmp_path / "edgekit").glob("*.sha256")
+    seal.unlink()
+    openvino.open_model(model, aim)
+    assert seal.is_file()
 
 
 def test_specialized_for_one_batch_and_right_for_all(model: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from edgekit.backends import (
     LayerPrecision,
     LayerTime,
     Port,
+    _ov_cache,
     _ov_graph,
     check_feeds,
     check_file,
@@ -55,7 +57,8 @@ class Options(BaseModel):
         static_batch: The artifact takes ``run.batch`` alone (an NPU needs it).
         specialize: Compile a model with free sizes for the very shapes that come (for ``run.batch`` when it is loaded):
             a tenth faster on small models, and right where OpenVINO is wrong with free sizes.
-        cache_dir: Where compiled blobs are kept; empty: none are.
+        cache_dir: Where compiled blobs are kept, in a folder ``edgekit`` of their own, each with its hash: one that was
+            damaged since is dropped, for OpenVINO would compute with it. Empty: none are kept.
         properties: Further properties by OpenVINO's own names.
     """
 
@@ -218,7 +221,7 @@ def _properties(target: Target, options: Options) -> dict[str, Any]:
     if options.performance_hint != "none":
         properties["PERFORMANCE_HINT"] = options.performance_hint.upper()
     if options.cache_dir:
-        properties["CACHE_DIR"] = options.cache_dir
+        properties["CACHE_DIR"] = str(Path(options.cache_dir, "edgekit"))  # ours alone: see _ov_cache
     return {**properties, **options.properties}
 
 
@@ -226,6 +229,7 @@ def _session(artifact: Path, target: Target, options: Options, **extra: Any) -> 
     """A session, compiled now for ``run.batch`` if no other size is free (else when shapes come)."""
     core = _runtime().Core()
     properties = {**_properties(target, options), **extra}
+    cache = properties.get("CACHE_DIR")
     _check_device(core, options.device)
 
     def compile_for(graph: Any, shapes: Shapes) -> tuple[Any, Any]:
@@ -235,7 +239,10 @@ def _session(artifact: Path, target: Target, options: Options, **extra: Any) -> 
                 graph.reshape(
                     {port: shapes.get(port.get_any_name(), port.get_partial_shape()) for port in graph.inputs}
                 )
-            return core.compile_model(graph, options.device, properties), graph
+            with _ov_cache.vouched(Path(cache)) if cache else nullcontext():
+                return core.compile_model(graph, options.device, properties), graph
+        except EdgekitError:
+            raise
         except Exception as error:
             raise _failed(error, artifact) from error
 
