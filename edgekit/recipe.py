@@ -67,6 +67,7 @@ class TrainSection(Section):
         loss: ``auto`` (from the metric and the labels), a name, or ``file.py:function`` taking (outputs, labels).
         distill: Weight of the distillation from the original in the loss, 0 to 1; 1 needs no labels.
         temperature: Of the distillation.
+        features: Modules of the original whose features the student's are kept like, too (``["layer*"]``).
         patience: Epochs without a better validation metric after which to stop; 0: never.
         learn_scales: Of quantization-aware training: let it move the scales of weights and activations too.
         processes: Data-parallel processes, under ``torchrun``.
@@ -82,6 +83,7 @@ class TrainSection(Section):
     loss: Any = "auto"
     distill: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(4.0, gt=0)
+    features: tuple[str, ...] = ()
     patience: int = Field(0, ge=0)
     learn_scales: bool = False
     processes: int = Field(1, ge=1)

@@ -110,12 +110,20 @@ def run(model: nn.Module, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     import torch
     from torch.utils import _pytree as pytree
 
+    args, kwargs = pytree.tree_unflatten(leaves_of(model, feeds), model.graph._codegen.pytree_info.in_spec)
+    return tuple(t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, torch.Tensor))
+
+
+def leaves_of(model: nn.Module, feeds: Mapping[str, Tensor]) -> list[Any]:
+    """What the module's call takes, flat: tensors by input name, and the constants among its arguments.
+
+    Raises:
+        InputError: An input is missing.
+    """
     meta = _meta(model)
     if missing := [name for name in meta["example"] if name not in feeds]:
         raise InputError(f"the input '{missing[0]}' is missing", remedy=f"give all of {', '.join(meta['example'])}")
-    leaves = [feeds[leaf["name"]] if "name" in leaf else leaf["value"] for leaf in meta["leaves"]]
-    args, kwargs = pytree.tree_unflatten(leaves, model.graph._codegen.pytree_info.in_spec)
-    return tuple(t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, torch.Tensor))
+    return [feeds[leaf["name"]] if "name" in leaf else leaf["value"] for leaf in meta["leaves"]]
 
 
 def feeds_of(model: nn.Module, inputs: Any) -> dict[str, Tensor]:

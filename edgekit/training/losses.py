@@ -5,7 +5,7 @@ Every loss takes the model's outputs and returns the mean over the samples, a sc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +196,26 @@ def distillation(*, task: str, ending: str, temperature: float) -> Distill:
         return total
 
     return loss
+
+
+def similarity(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """How differently student and teacher tell the samples of a batch apart, inside: 0 where they do alike, to 4.
+
+    Similarity-preserving distillation (Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation"): the
+    products of each sample's features with each other's are compared, so widths may differ.
+
+    Args:
+        features: The student's, (N, …) each. targets: The teacher's.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    def products(values: Tensor) -> Tensor:
+        flat = values.flatten(1)
+        return F.normalize(flat @ flat.T)
+
+    pairs = zip(features, targets, strict=True)
+    return torch.stack([(products(mine) - products(theirs)).square().sum(1).mean() for mine, theirs in pairs]).mean()
 
 
 def _divergence(output: Tensor, target: Tensor, ending: str, temperature: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,14 @@ class Trainee:
         module: ``forward(feeds: dict[str, Tensor]) -> tuple[Tensor, …]``; ``train()`` and ``eval()`` work.
         ending: What it ends in: ``logits``, ``sigmoid``, ``softmax`` or ``log_softmax``.
         save: Writes it to a file of the kind it was opened from.
+        watching: Makes of module names a ``module`` that has in ``features``, after each call, what those modules gave;
+            None where the graph knows no modules.
     """
 
     module: nn.Module
     ending: str
     save: Callable[[Path], object]
+    watching: Callable[[Sequence[str]], nn.Module] | None = None
 
 
 def open_trainee(path: Path, source: Path | None = None, *, learn_scales: bool = False) -> Trainee:
@@ -60,7 +63,25 @@ def open_exported(path: Path, source: Path | None = None, *, learn_scales: bool 
 
     captured = exported.load(path)
     module = by_feeds(captured, exported.run)
-    return Trainee(module=module, ending=ending_of(captured), save=lambda out: exported.save(captured, out))
+    return Trainee(
+        module=module,
+        ending=ending_of(captured),
+        save=lambda out: exported.save(captured, out),
+        watching=lambda names: _watching(captured, names),
+    )
+
+
+def _watching(captured: nn.Module, names: Sequence[str]) -> nn.Module:
+    from edgekit.exported._watch import ends_of, run_watched
+
+    nodes = ends_of(captured, names)
+
+    def run(model: nn.Module, feeds: dict[str, Any]) -> tuple[Any, ...]:
+        outputs, module.features = run_watched(model, feeds, nodes)
+        return outputs
+
+    module = by_feeds(captured, run)
+    return module
 
 
 def by_feeds(model: nn.Module, run: Callable[..., Any]) -> nn.Module:

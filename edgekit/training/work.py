@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from edgekit.workload import spool
 from edgekit.workload.batches import Converter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edgekit.training import TrainJob
 
 
@@ -35,6 +38,8 @@ def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = N
     student = open_trainee(
         Path(job.student), Path(job.weights) if job.weights else None, learn_scales=job.settings.learn_scales
     )
+    if job.settings.features and teacher:
+        student, teacher = (_watching(trainee, job) for trainee in (student, teacher))
     metric = metrics.load(job.metric, Path(job.base)) if job.metric else None
     train, validation = _splits(job, data)
     labelled = validation is not None and next(iter(validation))[1] is not None
@@ -47,9 +52,7 @@ def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = N
         train=train,
         validation=validation,
         loss=losses.task_loss(loss or job.settings.loss, metric=name, ending=student.ending, base=Path(job.base)),
-        distill=losses.distillation(
-            task=losses.task_of(name), ending=student.ending, temperature=job.settings.temperature
-        ),
+        distill=_distillation(job, losses.task_of(name), student, teacher),
         score=scored.score if scored else None,
         higher_is_better=scored.higher_is_better if scored else False,
         scratch=Path(job.scratch),
@@ -81,6 +84,29 @@ def _teacher(job: TrainJob) -> Trainee | None:
             remedy="give a teacher, or set distill = 0 to learn from labels alone",
         )
     return open_trainee(Path(job.teacher))
+
+
+def _watching(trainee: Trainee, job: TrainJob) -> Trainee:
+    if trainee.watching is None:
+        raise InputError(
+            "an ONNX graph knows no modules whose features could be followed",
+            where="features",
+            remedy="leave 'features' out, or use it in [recover], where the model is a torch model",
+        )
+    return replace(trainee, module=trainee.watching(job.settings.features))
+
+
+def _distillation(job: TrainJob, task: str, student: Trainee, teacher: Trainee | None) -> losses.Distill:
+    """The loss against the teacher: its outputs and, on request, its features."""
+    outputs_alone = losses.distillation(task=task, ending=student.ending, temperature=job.settings.temperature)
+    if teacher is None or not job.settings.features:
+        return outputs_alone
+
+    def with_features(outputs: losses.Outputs, targets: losses.Outputs) -> Tensor:
+        seen = (list(trainee.module.features) for trainee in (student, teacher))
+        return outputs_alone(outputs, targets) + losses.similarity(*seen)
+
+    return with_features
 
 
 def _splits(job: TrainJob, live: Any) -> tuple[Split, Split | None]:
