@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import record_maker as make
 
-from edgekit import bundle, deploy, result, target
-from edgekit.deploy import _job, _preflight, _remote, _transfer, _wheels
+from edgekit import bundle, console, deploy, result, target
+from edgekit.deploy import _job, _outcome, _preflight, _remote, _transfer, _wheels
 from edgekit.deploy._remote import DroppedError, Remote
 from edgekit.errors import InputError, UnavailableError
 from edgekit.gating import limits
@@ -225,8 +225,20 @@ def config(
     return path
 
 
-def go(bundle_path: Path, config_path: Path, *hosts: str, **options: Any) -> list[deploy.Deployed]:
+def go(bundle_path: Any, config_path: Path, *hosts: str, **options: Any) -> list[deploy.Deployed]:
     return deploy.deploy(bundle_path, hosts or ("device",), ssh_config=config_path, seconds=0.05, **options)
+
+
+def altered(sound: Path, into: Path) -> Path:
+    """A bundle whose golden outputs are twice what the model gives; its hashes are right."""
+    broken = Path(shutil.copytree(sound, into))
+    with np.load(broken / "golden.npz") as file:
+        arrays = {name: file[name] * (2 if name.startswith("out:") else 1) for name in file.files}
+    golden.write(arrays, broken / "golden.npz")
+    manifest = json.loads((broken / "manifest.json").read_text())
+    manifest["files"]["golden.npz"] = bundle._facts(broken / "golden.npz")
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    return broken
 
 
 def place(server: Server) -> list[str]:
@@ -261,7 +273,99 @@ def test_numbers_come_home(rec: Path, bundles: dict[str, Path], server: Server, 
     assert len(left) == 2
     assert not any(name.endswith((".part", ".job")) for name in left)
     assert not (server.home / ".cache/edgekit/busy").exists()
-    assert any(row[1] == "latency" for row in deploy.table([outcome]))
+    assert any(row[1] == "latency of slim@x86-cpu" for row in deploy.table([outcome]))
+
+
+def test_bundles_in_turns_are_compared_exactly(
+    rec: Path, bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of seven times the work against a small one, process by process on the device, into the record."""
+    monkeypatch.setattr(deploy, "ROUNDS", 8)
+    root = shutil.copytree(rec, tmp_path / "rec")
+    fp32, slim = go([bundles["fp32"], bundles["slim"]], config(tmp_path, keys, server.port), results=root)
+    assert [one.status for one in (fp32, slim)] == ["ok", "ok"]
+    assert [one.id for one in (fp32, slim)] == ["fp32@x86-cpu", "slim@x86-cpu"]
+    assert fp32.compared is None
+    assert slim.compared is not None
+    assert slim.compared["pairs"] == 8
+    assert slim.compared["different"] is True
+    assert slim.compared["speedup_ci99"][0] > 1
+    record = result.load_results(root)
+    row = record["variants"][1]
+    assert row["vs_reference"]["speedup"] == slim.compared["speedup"]
+    assert row["vs_reference"]["speedup_ci95"] == slim.compared["speedup_ci95"]
+    assert row["latency_ms"]["runs"] == 8
+    assert limits._min_speedup(row, 1.01).passed is True  # type: ignore[union-attr]
+    shown = {what: (told, good) for _, what, told, good in deploy.table([fp32, slim])}
+    assert shown["speed of slim@x86-cpu"][0].endswith("]")
+    assert shown["speed of slim@x86-cpu"][1] == "proved"
+    assert [what for _, what, _, _ in deploy.table([fp32, slim])].count("processor") == 1
+
+
+def test_rounds_run_forth_and_back() -> None:
+    work = _job.Work("job", "lock", ("a", "b"), rounds=3, seconds=1.0, cache="")
+    names = [name for _, name, _ in work.steps()]
+    assert names[:2] == ["check-0", "check-1"]
+    assert names[2:] == ["bench-0-0", "bench-1-0", "bench-1-1", "bench-0-1", "bench-0-2", "bench-1-2"]
+
+
+def test_a_bundle_that_fails_on_the_device_costs_itself(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "ROUNDS", 2)
+    broken = altered(bundles["slim"], tmp_path / "b")
+    good, bad = go([bundles["fp32"], broken], config(tmp_path, keys, server.port))
+    assert (good.status, bad.status) == ("ok", "failed")
+    assert "differs by" in bad.reason
+    assert good.bench is not None
+    assert bad.compared is None
+
+
+def test_bundles_that_do_not_belong_together(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, keys, server.port)
+    for together, said in (
+        ([bundles["fp32"], bundles["pi"]], "for raspberry-pi-5 and x86-cpu"),
+        ([bundles["fp32"], bundles["fp32"]], "named twice"),
+        ([], "no bundle is named"),
+    ):
+        with pytest.raises(InputError, match=said):
+            go(together, settings)
+    assert server.commands == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ephemeral_leaves_nothing(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, fails: bool
+) -> None:
+    (tmp_path / "b").mkdir()
+    sent = altered(bundles["slim"], tmp_path / "b" / "b") if fails else bundles["slim"]
+    (outcome,) = go(sent, config(tmp_path, keys, server.port), ephemeral=True)
+    assert outcome.status == ("failed" if fails else "ok")
+    assert [path for path in server.home.rglob("*") if path.is_file()] == []
+
+
+def test_ephemeral_leaves_a_job_at_work_alone_and_says_so(
+    bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link is lost while it measures: what is there is needed still; the next call fetches it, and tidies up."""
+    monkeypatch.setattr(deploy, "LOST_S", 0.5)
+    console.clear_warnings()
+    start = _job.start
+    proxy = Proxy(server.port)
+
+    def start_then_cut(*arguments: Any) -> None:
+        start(*arguments)
+        proxy.cut()
+
+    monkeypatch.setattr(_job, "start", start_then_cut)
+    (outcome,) = go(bundles["slim"], config(tmp_path, keys, proxy.port), ephemeral=True)
+    assert outcome.status == "unavailable"
+    assert any("what was sent is still there" in warning for warning in console.warnings())
+    (outcome,) = go(bundles["slim"], config(tmp_path, keys, server.port), ephemeral=True)
+    assert (outcome.status, outcome.resumed) == ("ok", True)
+    assert [path for path in server.home.rglob("*") if path.is_file()] == []
 
 
 def test_what_is_there_is_not_sent_again(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
@@ -453,9 +557,9 @@ def test_a_job_that_is_killed(
 ) -> None:
     start = _job.start
 
-    def start_then_kill(remote: Remote, home: str, there: str, job: str, *rest: Any) -> None:
-        start(remote, home, there, job, *rest)
-        pid = server.home / job / "pid"
+    def start_then_kill(remote: Remote, work: _job.Work, python: str) -> None:
+        start(remote, work, python)
+        pid = server.home / work.folder / "pid"
         lock = server.home / ".cache/edgekit/busy"
         while not (pid.exists() and pid.read_text().strip() and lock.is_dir()):
             time.sleep(0.02)
@@ -550,8 +654,8 @@ def test_reports_keep_nothing_but_what_is_known() -> None:
 def test_outcomes_by_what_the_runner_says(
     codes: dict[str, int], check: dict[str, Any] | None, status: str, code: int
 ) -> None:
-    device = deploy._Device(Remote("device"), {}, "0")
-    outcome = deploy._judged(device, _job.Finished(codes, check, None, {}), False)
+    step = _job.Step(codes.get("check", 3), check, "")
+    (outcome,) = _outcome.judged("device", ["x"], [_job.Finished(step, (_job.Step(3, None, ""),))])
     assert (outcome.status, outcome.exit_code) == (status, code)
     assert outcome.reason
     assert outcome.remedy
@@ -571,13 +675,7 @@ def test_several_devices_at_once(
 
 
 def test_wrong_outputs_on_the_device(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(bundles["slim"], tmp_path / "b")
-    with np.load(broken / "golden.npz") as file:
-        arrays = {name: file[name] * (2 if name.startswith("out:") else 1) for name in file.files}
-    golden.write(arrays, broken / "golden.npz")
-    manifest = json.loads((broken / "manifest.json").read_text())
-    manifest["files"]["golden.npz"] = bundle._facts(broken / "golden.npz")
-    (broken / "manifest.json").write_text(json.dumps(manifest))
+    broken = altered(bundles["slim"], tmp_path / "b")
     (outcome,) = go(broken, config(tmp_path, keys, server.port))
     assert (outcome.status, outcome.exit_code) == ("failed", 3)
     assert "differs by" in outcome.reason
@@ -586,27 +684,26 @@ def test_wrong_outputs_on_the_device(bundles: dict[str, Path], server: Server, k
 
 def test_throttling_is_told() -> None:
     calm = {"temperature_c": 50.0, "frequency_mhz": 2400.0, "governor": "ondemand", "throttled": "0"}
-    assert deploy._slowed({"before": calm, "after": calm}) == ""
-    assert "0 → 50000" in deploy._slowed({"before": calm, "after": {**calm, "throttled": "50000"}})
-    assert "2400 to 1500" in deploy._slowed({"before": calm, "after": {**calm, "frequency_mhz": 1500.0}})
+    assert _outcome.slowed({"before": calm, "after": calm}) == ""
+    assert "0 → 50000" in _outcome.slowed({"before": calm, "after": {**calm, "throttled": "50000"}})
+    assert "2400 to 1500" in _outcome.slowed({"before": calm, "after": {**calm, "frequency_mhz": 1500.0}})
     unknown = dict.fromkeys(calm)
-    assert deploy._slowed({"before": unknown, "after": unknown}) == ""
+    assert _outcome.slowed({"before": unknown, "after": unknown}) == ""
 
 
-def test_a_device_s_times_replace_all_that_was_measured_here(rec: Path, bundles: dict[str, Path]) -> None:
+def test_a_device_s_times_replace_all_that_was_measured_here(rec: Path) -> None:
     """A verdict of this machine, or its speed-up, must not stand beside a device's latency."""
     results = result.load_results(rec)
-    manifest = bundle.read_bundle(bundles["slim"])
     reference, row = results["variants"][0], results["variants"][1]
     row["measured"] = {"different": True, "speedup_ci99": [1.9, 2.1], "trusted": True}
     row["vs_reference"] = {**make.against(reference["id"], 0.0), "speedup": 2.0, "speedup_ci95": [1.9, 2.1]}
     bench: dict[str, Any] = {**BENCH, "before": None, "after": None}
-    fast = deploy.Deployed("pi", "ok", check={"difference": 0.0, "tolerance": 1.0}, bench=bench)
-    alone = deploy.merge(results, manifest, [fast])
+    fast = deploy.Deployed("pi", "ok", bench=bench, id=row["id"])
+    alone = deploy.merge(results, [fast])
     assert alone["variants"][1]["measured"] is None
     assert alone["variants"][1]["vs_reference"]["speedup"] is None
     slow = {**bench, "latency_ms": {**bench["latency_ms"], "median": 3.0}}
-    both = deploy.merge(alone, {**manifest, "id": reference["id"]}, [deploy.Deployed("pi", "ok", bench=slow)])
+    both = deploy.merge(alone, [deploy.Deployed("pi", "ok", bench=slow, id=reference["id"])])
     against = both["variants"][1]["vs_reference"]
     assert against["speedup"] == pytest.approx(3.0)
     assert against["speedup_ci95"] is None
@@ -615,11 +712,11 @@ def test_a_device_s_times_replace_all_that_was_measured_here(rec: Path, bundles:
     assert "not measured in turns" in str(told)
 
 
-def test_an_emulated_device_gives_no_number(rec: Path, bundles: dict[str, Path]) -> None:
-    manifest = bundle.read_bundle(bundles["slim"])
+def test_an_emulated_device_gives_no_number(rec: Path) -> None:
     bench = {**BENCH, "latency_ms": None, "numerics_only": "this processor is emulated", "before": None, "after": None}
-    outcome = deploy.Deployed("qemu", "ok", check={"difference": 0.0, "tolerance": 1.0}, bench=bench)
-    merged = deploy.merge(result.load_results(rec), manifest, [outcome])
+    check = {"difference": 0.0, "tolerance": 1.0}
+    outcome = deploy.Deployed("qemu", "ok", check=check, bench=bench, id="slim@x86-cpu")
+    merged = deploy.merge(result.load_results(rec), [outcome])
     row = merged["variants"][1]
     assert row["status"] == "built"
     assert row["latency_ms"] is None

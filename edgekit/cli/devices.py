@@ -91,20 +91,24 @@ def bundle(folder: Path, target: str, variant: str | None, out: Path, zipped: bo
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE…", type=click.Path(path_type=Path))
 @click.option("--host", "hosts", multiple=True, required=True, help="A device, as ssh takes it (repeatable).")
 @click.option("--install", is_flag=True, help="Put the runtime into an environment of its own there, from wheels.")
 @click.option("--wheels", "wheel_folder", type=click.Path(path_type=Path), help="Where those wheels lie.")
 @click.option("--results", type=click.Path(path_type=Path), help="The record that gets the device's numbers.")
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="How long to measure.")
+@click.option("--seconds", type=float, help="How long each process measures; default: 3, of several bundles 1.")
+@click.option("--ephemeral", is_flag=True, help="Remove from the device all that was put there.")
 @JSON
-def deploy(bundle: Path, hosts: tuple[str, ...], as_json: bool, **options: Any) -> int:
-    """Copy a bundle to devices over ssh, check and measure it there, and bring the numbers back."""
+def deploy(bundles: tuple[Path, ...], hosts: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Copy bundles to devices over ssh, check and measure them there, and bring the numbers back.
+
+    Several bundles are measured in turns, and compared with the first.
+    """
     from dataclasses import asdict
 
     from edgekit import deploy as deploying
 
-    outcomes = deploying.deploy(bundle, hosts, **options)
+    outcomes = deploying.deploy(bundles, hosts, **options)
     if as_json:
         console.out_json({"devices": [asdict(outcome) for outcome in outcomes]})
     else:

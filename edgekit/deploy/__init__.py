@@ -1,9 +1,10 @@
-"""Bring a bundle to devices over SSH, prove it there, measure it there, and bring the numbers home.
+"""Bring bundles to devices over SSH, prove them there, measure them there, and bring the numbers home.
 
 On a device everything lies under ``~/.cache/edgekit``. A bundle is sent file by file into a folder
 ``….part``; an interrupted file goes on where it broke, and only when every hash is right is the
 folder renamed, so nothing half-copied ever runs. What runs there runs on when the connection
-breaks: the next ``deploy`` of the same bundle fetches its results in place of starting again.
+breaks: the next ``deploy`` of the same bundles fetches its results in place of starting again.
+Several bundles are measured in turns, so that their ratio is known with its exact interval.
 """
 
 from __future__ import annotations
@@ -12,153 +13,185 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgekit import bundle as bundles
 from edgekit import console, result, store
-from edgekit.deploy import _job, _preflight, _transfer, _wheels
-from edgekit.deploy._job import Finished
+from edgekit.deploy import _job, _preflight, _record, _transfer, _wheels
+from edgekit.deploy._job import Finished, Work
+from edgekit.deploy._outcome import Deployed, judged
 from edgekit.deploy._preflight import Check
+from edgekit.deploy._record import merge
 from edgekit.deploy._remote import DroppedError, Remote, patiently
 from edgekit.errors import EdgekitError, InputError, StageError, UnavailableError
 
+__all__ = ["Check", "Deployed", "deploy", "merge", "table"]
+
 HOME = ".cache/edgekit"
-SECONDS = 3.0
+SECONDS, ROUND_SECONDS = 3.0, 1.0  # how long a process measures: alone, and in turns
+ROUNDS = 10  # of several bundles in turns; 8 are the least for an exact interval
 POLL_S, LOST_S = 1.0, 90.0  # how often to ask; how long a device may stay away while it works
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """What came of one device.
+class _Bundle:
+    """A bundle's folder here, its manifest and the manifest's hash."""
 
-    Attributes:
-        host: As it was named. status: ``ok``, ``failed`` (it ran, and is wrong) or ``unavailable``.
-        reason, remedy: Why it is not ``ok``. exit_code: 0, 3 or 4 accordingly.
-        preflight: What was looked at before anything was sent, as a table.
-        check, bench: What the runner said there; None where it did not come so far.
-        resumed: Whether these are the results of an earlier call whose connection broke.
-    """
+    folder: Path
+    manifest: dict[str, Any]
+    digest: str
 
-    host: str
-    status: str
-    reason: str = ""
-    remedy: str = ""
-    exit_code: int = 0
-    preflight: tuple[Check, ...] = ()
-    check: dict[str, Any] | None = None
-    bench: dict[str, Any] | None = None
-    resumed: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+    @property
+    def size(self) -> int:
+        return sum(int(file["size_bytes"]) for file in self.manifest["files"].values())
 
 
 @dataclass
 class _Device:
-    """A device at work: what is known of it so far."""
+    """A device at work, and what is known of it so far."""
 
     remote: Remote
-    manifest: dict[str, Any]
-    digest: str
+    bundles: Sequence[_Bundle]
+    install: bool = False
+    wheels: Path | None = None
+    seconds: float | None = None
+    ephemeral: bool = False
     checks: list[Check] = field(default_factory=list)
 
     @property
-    def place(self) -> str:
-        return f"{HOME}/bundles/{self.digest[:24]}"
+    def home(self) -> str:
+        """Where everything of this call lies there; a folder of its own where it is to leave nothing."""
+        return f"{HOME}/once-{self.name}" if self.ephemeral else HOME
+
+    @property
+    def name(self) -> str:
+        digests = [bundle.digest for bundle in self.bundles]
+        return (digests[0] if len(digests) == 1 else store.sha256_json(digests))[:24]
+
+    def work(self) -> Work:
+        several = len(self.bundles) > 1
+        return Work(
+            folder=f"{self.home}/bundles/{self.name}.job",
+            lock=f"{HOME}/busy",
+            places=tuple(f"{self.home}/bundles/{bundle.digest[:24]}" for bundle in self.bundles),
+            rounds=ROUNDS if several else 1,
+            seconds=self.seconds or (ROUND_SECONDS if several else SECONDS),
+            cache=self.home if self.ephemeral else "",
+        )
 
 
 def deploy(
-    bundle: Path | str,
+    bundle: Path | str | Sequence[Path | str],
     hosts: Sequence[str],
     *,
     install: bool = False,
     results: Path | str | None = None,
     wheel_folder: Path | str | None = None,
     ssh_config: Path | str | None = None,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
+    ephemeral: bool = False,
 ) -> list[Deployed]:
-    """Copy a bundle to devices, run ``check`` and ``bench`` there, and tell what came of each.
+    """Copy bundles to devices, run ``check`` and ``bench`` there, and tell what came of each.
 
-    Devices work at the same time; one that fails stops no other.
+    Devices work at the same time; one that fails stops no other. Several bundles (of one target) are measured in
+    turns, fresh process by fresh process, and each is compared with the first.
 
     Args:
-        bundle: A bundle's folder or archive.
+        bundle: A bundle's folder or archive, or several.
         hosts: Devices, each as ssh takes it.
         install: Put the runtime into an environment of its own on the device, from wheels sent from here.
         results: A ``results.json`` (or its folder) that gets the numbers, as that target's.
         wheel_folder: Where the wheels lie; None: ``pip download`` gets them from the index that pip uses here.
         ssh_config: Another configuration file than the user's.
-        seconds: How long to measure.
+        seconds: How long a process measures; None: 3, or 1 in turns.
+        ephemeral: Remove from the device all that was put there, environment and engines too.
 
     Returns:
-        One outcome for each host, in their order.
+        One outcome for each host and bundle, in their order.
 
     Raises:
-        InputError: The bundle or the record is wrong, or they don't belong together; nothing was sent.
+        InputError: A bundle or the record is wrong, or they don't belong together; nothing was sent.
     """
     config = Path(ssh_config) if ssh_config else None
     remotes = [Remote(host, config) for host in hosts]
-    if not remotes:
-        raise InputError("no device is named", remedy="name one with --host user@device")
+    paths = [bundle] if isinstance(bundle, Path | str) else list(bundle)
+    if not remotes or not paths:
+        what = "device" if not remotes else "bundle"
+        raise InputError(f"no {what} is named", remedy="name a bundle, and a device with --host user@device")
     if len(set(hosts)) < len(hosts):
         raise InputError("a device is named twice", remedy="name each once")
-    with bundles.opened(bundle) as (folder, manifest):
-        record = _record(results, manifest) if results else None
-        digest = store.sha256_file(folder / bundles.MANIFEST)
-        source = Path(wheel_folder) if wheel_folder else None
+    with ExitStack() as stack:
+        opened = [stack.enter_context(bundles.opened(path)) for path in paths]
+        sent = [_Bundle(at, manifest, store.sha256_file(at / bundles.MANIFEST)) for at, manifest in opened]
+        _check_together(sent)
+        record = _record.record_of(results, [one.manifest for one in sent]) if results else None
+        wheels = Path(wheel_folder) if wheel_folder else None
 
-        def work(remote: Remote) -> Deployed:
-            device = _Device(remote, manifest, digest)
-            return _guarded(device, folder, source if install else None, install, seconds)
+        def work(remote: Remote) -> list[Deployed]:
+            return _guarded(_Device(remote, sent, install, wheels, seconds, ephemeral))
 
         with ThreadPoolExecutor(max_workers=min(16, len(remotes))) as pool:
-            outcomes = list(pool.map(work, remotes))
+            outcomes = [outcome for each in pool.map(work, remotes) for outcome in each]
     if record and results:
-        merged = merge(record, manifest, outcomes)
-        result.write_results(merged, _results_file(results))
+        result.write_results(merge(record, outcomes), _record.file_of(results))
     return outcomes
 
 
-def _guarded(device: _Device, folder: Path, source: Path | None, install: bool, seconds: float) -> Deployed:
+def _check_together(sent: Sequence[_Bundle]) -> None:
+    targets = {one.manifest["target"]["name"] for one in sent}
+    if len(targets) > 1:
+        raise InputError(
+            f"these bundles are for {' and '.join(sorted(targets))}", remedy="deploy those of one target together"
+        )
+    if len({one.digest for one in sent}) < len(sent):
+        raise InputError("a bundle is named twice", remedy="name each once")
+
+
+def _guarded(device: _Device) -> list[Deployed]:
     """One device from preflight to numbers; whatever goes wrong there is its outcome, not an exception."""
-    host = device.remote.host
+    host, ids = device.remote.host, [one.manifest["id"] for one in device.bundles]
     try:
-        return _one(device, folder, source, install, seconds)
+        return _one(device)
     except EdgekitError as error:
         status = "unavailable" if isinstance(error, UnavailableError) else "failed"
         console.warn(f"{host}: {error.problem}")
         code = 4 if status == "unavailable" else 3
-        return Deployed(host, status, error.problem, error.remedy, code, tuple(device.checks))
+        checks = tuple(device.checks)
+        return [Deployed(host, status, error.problem, error.remedy, code, checks, id=name) for name in ids]
+    finally:
+        if device.ephemeral:
+            _tidy(device)
 
 
-def _one(device: _Device, folder: Path, source: Path | None, install: bool, seconds: float) -> Deployed:
-    remote, host = device.remote, device.remote.host
+def _one(device: _Device) -> list[Deployed]:
+    remote, host, first = device.remote, device.remote.host, device.bundles[0].manifest
     facts = patiently(lambda: _preflight.look(remote, HOME), host)
-    size = sum(file["size_bytes"] for file in device.manifest["files"].values())
-    device.checks = _preflight.judge(facts, device.manifest, size, install)
+    device.checks = _preflight.judge(facts, first, sum(one.size for one in device.bundles), device.install)
     if failed := next((check for check in device.checks if not check.ok), None):
         raise UnavailableError(f"{failed.name}: {failed.value}", where=host, remedy=failed.remedy)
     python = facts["python"]
-    if install:
-        python = _wheels.install(remote, HOME, facts, device.manifest, source)
-    names = [*device.manifest["files"], bundles.MANIFEST]
-    _transfer.send(remote, {name: folder / name for name in names}, device.place)
-    job = f"{device.place}.job"
-    resumed = patiently(lambda: _job.pending(remote, job), host)
+    if device.install:
+        python = _wheels.install(remote, device.home, facts, first, device.wheels)
+    work = device.work()
+    for one, place in zip(device.bundles, work.places, strict=True):
+        names = [*one.manifest["files"], bundles.MANIFEST]
+        _transfer.send(remote, {name: one.folder / name for name in names}, place)
+    resumed = patiently(lambda: _job.pending(remote, work.folder), host)
     if resumed:
         console.note(f"{host}: fetching the results of the call before, whose connection broke")
     else:
-        patiently(lambda: _job.start(remote, HOME, device.place, job, python, seconds), host)
-    finished = _wait(device, job, seconds)
+        patiently(lambda: _job.start(remote, work, python), host)
+    finished = _wait(device, work)
     with contextlib.suppress(UnavailableError):  # the numbers are home; the next call tidies up
-        patiently(lambda: _job.forget(remote, job), host)
-    return _judged(device, finished, resumed)
+        patiently(lambda: _job.forget(remote, work.folder), host)
+    ids = [one.manifest["id"] for one in device.bundles]
+    return judged(host, ids, finished, preflight=tuple(device.checks), resumed=resumed)
 
 
-def _wait(device: _Device, job: str, seconds: float) -> Finished:
+def _wait(device: _Device, work: Work) -> list[Finished]:
     """Ask until the job is done; a broken connection is no end of it.
 
     Raises:
@@ -166,10 +199,12 @@ def _wait(device: _Device, job: str, seconds: float) -> Finished:
         StageError: The job ended without a result, or takes too long.
     """
     host, lost = device.remote.host, None
-    limit = time.monotonic() + 120 + 20 * seconds + (3600 if device.manifest["target"]["compile_on_device"] else 0)
+    compiles = device.bundles[0].manifest["target"]["compile_on_device"]
+    steps = len(work.places) * work.rounds
+    limit = time.monotonic() + steps * (120 + 20 * work.seconds) + (3600 if compiles else 0)
     while True:
         try:
-            finished = _job.fetch(device.remote, job)
+            finished = _job.fetch(device.remote, work)
             lost = None
             if finished:
                 return finished
@@ -187,116 +222,37 @@ def _wait(device: _Device, job: str, seconds: float) -> Finished:
         time.sleep(POLL_S)
 
 
-def _judged(device: _Device, finished: Finished, resumed: bool) -> Deployed:
-    """The outcome by the runner's own exit codes."""
-    host, checks = device.remote.host, tuple(device.checks)
-    for code, report, errors in finished.steps():
-        if code == 0 and report is not None:
-            continue
-        reason, remedy = _told(report, errors)
-        believable = report is not None or code != 0
-        status, own = ("failed", 3) if believable and code != 4 else ("unavailable", 4)
-        return Deployed(host, status, reason, remedy, own, checks, finished.check, None, resumed)
-    if finished.bench and (slowed := _slowed(finished.bench)):
-        console.warn(f"{host}: {slowed} while it measured: let it cool, and deploy again")
-    return Deployed(host, "ok", "", "", 0, checks, finished.check, finished.bench, resumed)
-
-
-def _slowed(bench: dict[str, Any]) -> str:
-    """What slowed the device down while it measured, in words; empty: nothing that it tells of."""
-    before, after = bench["before"], bench["after"]
-    if before["throttled"] != after["throttled"]:
-        return f"the device throttled ({before['throttled']} → {after['throttled']})"
-    first, last = before["frequency_mhz"], after["frequency_mhz"]
-    if first and last and last < 0.9 * first:
-        return f"its clock fell from {first:.0f} to {last:.0f} MHz"
-    return ""
-
-
-def _told(report: dict[str, Any] | None, errors: str) -> tuple[str, str]:
-    if report and report.get("error"):
-        return str(report["error"])[:500], str(report.get("remedy") or "")[:500]
-    last = [line for line in errors.strip().split("\n") if line]
-    reason = last[-1][:300] if last else "what the device reports is no report of the runner"
-    return reason, "log in and run, in the bundle's folder under ~/.cache/edgekit: python3 edgekit_runner.py check"
-
-
-def merge(results: dict[str, Any], manifest: dict[str, Any], outcomes: Sequence[Deployed]) -> dict[str, Any]:
-    """The record with the devices' numbers in the bundle's row; the first device that fits gives the row's own.
-
-    A device of another family, or an emulated one, proves numerics and gives no number.
-    """
-    measured = [outcome for outcome in outcomes if outcome.status == "ok" and outcome.bench]
-    fitting = [o for o in measured if o.bench and not o.bench["numerics_only"] and o.bench["latency_ms"]]
-    for outcome in measured:
-        if outcome not in fitting and outcome.bench:
-            console.warn(f"{outcome.host}: its numbers are not recorded: {outcome.bench['numerics_only']}")
-    rows = [dict(row) for row in results["variants"]]
-    row = next(row for row in rows if row["id"] == manifest["id"])
-    row["devices"] = [_device_facts(outcome) for outcome in outcomes]
-    if fitting and fitting[0].bench:
-        bench = fitting[0].bench
-        row.update({key: bench[key] for key in ("latency_ms", "first_inference_ms", "peak_rss_bytes")})
-        # What this machine measured of it, verdicts included, is not the device's.
-        row |= {"status": "ok", "reason": "", "measured": None, "measured_on": _device_facts(fitting[0])}
-        _ratios(rows, row["target"])
-    for each, front in zip(rows, result.pareto(rows), strict=True):
-        each["pareto"] = front
-    return {**results, "variants": rows}
-
-
-def _device_facts(outcome: Deployed) -> dict[str, Any]:
-    bench, check = outcome.bench or {}, outcome.check or {}
-    facts: dict[str, Any] = {"host": outcome.host, "status": outcome.status, "reason": outcome.reason}
-    facts |= {key: bench.get(key) for key in ("device", "before", "after", "latency_ms", "numerics_only")}
-    return {**facts, "difference": check.get("difference"), "tolerance": check.get("tolerance")}
-
-
-def _ratios(rows: list[dict[str, Any]], target: str) -> None:
-    """Speed-ups between rows of one device; without an interval, for they were not interleaved.
-
-    A row whose reference was measured elsewhere has none.
-    """
-    here = {row["id"]: row for row in rows if row["target"] == target and row.get("measured_on")}
-    for row in here.values():
-        if against := row["vs_reference"]:
-            reference = here.get(against["id"])
-            same = reference and reference["measured_on"]["host"] == row["measured_on"]["host"]
-            speedup = reference["latency_ms"]["median"] / row["latency_ms"]["median"] if reference and same else None
-            row["vs_reference"] = {**against, "speedup": speedup, "speedup_ci95": None}
-
-
-def _record(results: Path | str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The record, if the bundle's artifact is one of its rows'.
-
-    Raises:
-        InputError: No such row, or another artifact.
-    """
-    path = _results_file(results)
-    record = result.load_results(path)
-    row = next((row for row in record["variants"] if row["id"] == manifest["id"]), None)
-    model = manifest["files"].get(manifest["model"], {}).get("sha256")
-    if row is None or not row["artifact"] or row["artifact"]["sha256"] != model:
-        raise InputError(
-            f"the bundle's artifact ('{manifest['id']}') is not in this record",
-            where=str(path),
-            remedy="give the record that the bundle was made from, or make the bundle again",
-        )
-    return record
-
-
-def _results_file(results: Path | str) -> Path:
-    path = Path(results)
-    return path / result.RESULTS if path.is_dir() else path
+def _tidy(device: _Device) -> None:
+    """Remove all that this call put on a device, unless its job is still at work there."""
+    home, pid = device.home, f"{device.work().folder}/pid"
+    script = f'cd && if kill -0 "$(cat {pid} 2>/dev/null)" 2>/dev/null; then exit 1; fi; rm -rf {home}'
+    try:
+        gone = patiently(lambda: device.remote.script(script), device.remote.host).code == 0
+    except UnavailableError:
+        gone = False
+    if not gone:
+        console.warn(f"{device.remote.host}: what was sent is still there, in ~/{home}: run the same command again")
 
 
 def table(outcomes: Sequence[Deployed]) -> Iterator[tuple[str, str, str, str]]:
     """Rows for people: host, what was looked at, what was found, and whether that is good."""
-    for outcome in outcomes:
-        for check in outcome.preflight:
-            yield outcome.host, check.name, check.value, "ok" if check.ok else f"no: {check.remedy}"
+    for place, outcome in enumerate(outcomes):
+        if place == 0 or outcomes[place - 1].host != outcome.host:
+            for check in outcome.preflight:
+                yield outcome.host, check.name, check.value, "ok" if check.ok else f"no: {check.remedy}"
+        name = f" of {outcome.id}" if outcome.id else ""
         if outcome.bench and outcome.bench["latency_ms"]:
             times = outcome.bench["latency_ms"]
             told = f"median {times['median']:.3f} ms, p90 {times['p90']:.3f} ms"
-            yield outcome.host, "latency", told, outcome.bench["numerics_only"] or "ok"
-        yield outcome.host, "outcome", outcome.status, outcome.reason or "ok"
+            yield outcome.host, f"latency{name}", told, outcome.bench["numerics_only"] or "ok"
+        if found := outcome.compared:
+            low, high = found["speedup_ci95"]
+            told = f"{found['speedup']:.3f} times as fast as {found['id']} [{low:.3f}, {high:.3f}]"
+            yield outcome.host, f"speed{name}", told, _proved(found)
+        yield outcome.host, f"outcome{name}", outcome.status, outcome.reason or "ok"
+
+
+def _proved(found: dict[str, Any]) -> str:
+    if not found["trusted"]:
+        return "can't tell: the device slowed down"
+    return {True: "proved", False: "no difference proved", None: "can't tell: too few rounds"}[found["different"]]

@@ -1,7 +1,8 @@
 """The work on the device: ``check``, then ``bench``, in a process that outlives the connection.
 
-One at a time on a device: a job waits for the one before it. What it says is bounded and checked
-before any of it is believed.
+Several bundles are measured in turns: each round holds one fresh process of each, every second round backwards, as
+:mod:`edgekit.measure.rounds` does it here. One job at a time on a device: it waits for the one before it. What it says
+is bounded and checked before any of it is believed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.deploy._remote import Remote
+from edgekit.deploy._remote import MAX_OUTPUT, Remote
 from edgekit.errors import StageError
 
 MAX_REPORT = 200_000  # bytes of one report
@@ -26,27 +27,30 @@ cd || exit 1
 echo $$ >{job}/pid
 waited=0
 nameless=0
-while ! mkdir {home}/busy 2>/dev/null; do
-  holder=$(cat {home}/busy/pid 2>/dev/null)
+while ! mkdir {lock} 2>/dev/null; do
+  holder=$(cat {lock}/pid 2>/dev/null)
   [ -n "$holder" ] && nameless=0 || nameless=$((nameless + 1))
   if [ $nameless -gt 5 ] || {{ [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null; }}; then
-    mv {home}/busy {home}/busy.$$ && rm -rf {home}/busy.$$  # its holder was killed
+    mv {lock} {lock}.$$ && rm -rf {lock}.$$  # its holder was killed
     nameless=0
   fi
   waited=$((waited + 1))
   [ $waited -gt {wait_s} ] && exit 1
   sleep 1
 done
-echo $$ >{home}/busy/pid
+echo $$ >{lock}/pid
 python={python}
+{cache}
 step() {{
-  name=$1; shift
-  "$python" {place}/edgekit_runner.py "$@" >{job}/$name.out 2>{job}/$name.err </dev/null
-  echo $? >{job}/$name.code
+  [ -f {job}/bad-$1 ] && return
+  bundle=$1; name=$2; place=$3; shift 3
+  "$python" $place/edgekit_runner.py "$@" >{job}/$name.out 2>{job}/$name.err </dev/null
+  code=$?
+  echo $code >{job}/$name.code
+  [ $code = 0 ] || touch {job}/bad-$bundle
 }}
-step check check --json
-[ "$(cat {job}/check.code)" = 0 ] && step bench bench --json --seconds {seconds}
-rm -rf {home}/busy
+{steps}
+rm -rf {lock}
 echo done >{job}/done.new && mv {job}/done.new {job}/done
 """
 
@@ -63,7 +67,7 @@ $detach sh {job}/run.sh >/dev/null 2>&1 </dev/null &
 
 _FETCH = """
 cd && [ -f {job}/done ] || exit 3
-for name in check bench; do
+for name in {names}; do
   for kind in code out err; do
     echo "{mark} $name.$kind"
     head -c {limit} {job}/$name.$kind 2>/dev/null
@@ -74,31 +78,72 @@ done
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a job is to do.
+
+    Attributes:
+        folder: The job's own. lock: The folder that says that a device is at work.
+        places: The bundles' folders. rounds: Processes that measure each. seconds: How long each measures.
+        cache: The folder where the runner keeps what it builds (an engine); empty: the device's usual one.
+    """
+
+    folder: str
+    lock: str
+    places: tuple[str, ...]
+    rounds: int
+    seconds: float
+    cache: str
+
+    def steps(self) -> Iterator[tuple[int, str, str]]:
+        """Bundle, name and arguments of every step: all checks, then the rounds, forth and back."""
+        for bundle in range(len(self.places)):
+            yield bundle, f"check-{bundle}", "check --json"
+        for number in range(self.rounds):
+            order = range(len(self.places))
+            for bundle in order if number % 2 == 0 else reversed(order):
+                yield bundle, f"bench-{bundle}-{number}", f"bench --json --seconds {float(self.seconds)}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a step ended: its exit code (3 where it never ran), its report (None: not to be believed), its last words."""
+
+    code: int
+    report: dict[str, Any] | None
+    errors: str
+
+
+@dataclass(frozen=True)
 class Finished:
-    """What a job left: exit codes, reports (None where they can't be believed) and the end of stderr."""
+    """What a job left of one bundle: its check, and each round's measurement."""
 
-    codes: dict[str, int]
-    check: dict[str, Any] | None
-    bench: dict[str, Any] | None
-    errors: dict[str, str]
+    check: Step
+    benches: tuple[Step, ...]
 
-    def steps(self) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
-        """Exit code, report and errors of the steps in order, up to the first that failed."""
-        for name, report in (("check", self.check), ("bench", self.bench)):
-            yield self.codes.get(name, 3), report, self.errors.get(name, "")
-            if self.codes.get(name) != 0:
+    def steps(self) -> Iterator[Step]:
+        """The steps in order, up to the first that failed."""
+        for step in (self.check, *self.benches):
+            yield step
+            if step.code != 0:
                 return
 
 
-def start(remote: Remote, home: str, place: str, job: str, python: str, seconds: float) -> None:
+def start(remote: Remote, work: Work, python: str) -> None:
     """Start the job and leave it alone.
 
     Args:
-        remote: The device. home: edgekit's folder there. place: The bundle's folder. job: The job's folder.
-        python: The Python that has the runtime. seconds: How long to measure.
+        remote: The device. work: What is to be done. python: The Python that has the runtime.
     """
-    run = _RUN.format(home=home, place=place, job=job, python=_quoted(python), seconds=float(seconds), wait_s=WAIT_S)
-    answer = remote.script(_START.format(job=job, run=run))
+    steps = "\n".join(f"step {bundle} {name} {work.places[bundle]} {rest}" for bundle, name, rest in work.steps())
+    run = _RUN.format(
+        job=work.folder,
+        lock=work.lock,
+        python=_quoted(python),
+        cache=f"export XDG_CACHE_HOME=$HOME/{work.cache}" if work.cache else "",
+        steps=steps,
+        wait_s=WAIT_S,
+    )
+    answer = remote.script(_START.format(job=work.folder, run=run))
     if answer.code:
         raise StageError(
             "the job did not start on the device", where=remote.host, remedy="log in and see ~/.cache/edgekit"
@@ -113,14 +158,16 @@ def pending(remote: Remote, job: str) -> bool:
     return answer.code == 0
 
 
-def fetch(remote: Remote, job: str) -> Finished | None:
-    """What the job left; None while it is at work.
+def fetch(remote: Remote, work: Work) -> list[Finished] | None:
+    """What the job left, for each bundle; None while it is at work.
 
     Raises:
         StageError: It died without a result (the device was switched off, or killed it).
     """
-    mark = f"edgekit-part-{secrets.token_hex(8)}"
-    answer = remote.script(_FETCH.format(job=job, mark=mark, limit=MAX_REPORT))
+    mark, job = f"edgekit-part-{secrets.token_hex(8)}", work.folder
+    names = [name for _, name, _ in work.steps()]
+    limit = min(MAX_REPORT, MAX_OUTPUT // 2 // len(names) // 2)
+    answer = remote.script(_FETCH.format(job=job, mark=mark, limit=limit, names=" ".join(names)))
     if answer.code == 3:
         if pending(remote, job):
             return None
@@ -130,10 +177,19 @@ def fetch(remote: Remote, job: str) -> Finished | None:
             remedy="run the same command again; if it comes back, the device may lack memory",
         )
     parts = _parts(answer.out, mark)
-    codes = {name: int(parts[f"{name}.code"]) for name in ("check", "bench") if parts.get(f"{name}.code", "").isdigit()}
-    errors = {name: parts.get(f"{name}.err", "")[-4000:] for name in ("check", "bench")}
-    reports = {name: _report(name, parts.get(f"{name}.out", "")) for name in ("check", "bench")}
-    return Finished(codes, reports["check"], reports["bench"], errors)
+    return [
+        Finished(
+            _step(parts, f"check-{bundle}"),
+            tuple(_step(parts, f"bench-{bundle}-{number}") for number in range(work.rounds)),
+        )
+        for bundle in range(len(work.places))
+    ]
+
+
+def _step(parts: dict[str, str], name: str) -> Step:
+    code = parts.get(f"{name}.code", "")
+    report = _report(name.partition("-")[0], parts.get(f"{name}.out", ""))
+    return Step(int(code) if code.isdigit() else 3, report, parts.get(f"{name}.err", "")[-4000:])
 
 
 def forget(remote: Remote, job: str) -> None:
