@@ -7,9 +7,12 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
+from quantizing import batches, decibels, graph, quantize, run
 
-from edgekit.quantizers import _calibrate, _integers, _ranges
+from edgekit.quantizers import _calibrate, _correct, _equalize, _graph, _integers, _place, _ranges
 from edgekit.quantizers._calibrate import BINS, Statistics
 from edgekit.quantizers._samples import Samples
 from edgekit.scheme import Scheme
@@ -210,3 +213,68 @@ def test_samples_that_a_layer_mixes_run_one_by_one(tmp_path: Path) -> None:
     collector.run(Samples(spool.write([({"x": data}, None)], tmp_path / "s"), 40))
     assert collector.statistics["d"].low == 0  # one sample is its own maximum
     assert collector.statistics["d"].samples == 40
+
+
+# --- equalization ---
+
+
+def uneven_net(rng: np.random.Generator) -> onnx.ModelProto:
+    """Convolution, depthwise convolution, residual block and classifier, with channels of very different ranges."""
+    spread = np.exp(rng.normal(0, 1.5, 16)).astype(np.float32)
+    w = {
+        "w1": rng.normal(0, 0.3, (16, 3, 3, 3)) * spread.reshape(-1, 1, 1, 1),
+        "b1": rng.normal(0, 0.1, 16) * spread,
+        "dw": rng.normal(0, 0.3, (16, 1, 3, 3)),
+        "db": rng.normal(0, 0.1, 16) * spread,
+        "w2": rng.normal(0, 0.1, (16, 16, 3, 3)) / spread.reshape(1, -1, 1, 1),
+        "w3": rng.normal(0, 0.1, (16, 16, 1, 1)) * spread.reshape(-1, 1, 1, 1),
+        "fc": rng.normal(0, 0.3, (10, 16)) / spread,
+        "fb": rng.normal(0, 0.1, 10),
+    }
+    same = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "stem", **same),
+        helper.make_node("Relu", ["c1"], ["r1"], "stem_act"),
+        helper.make_node("Conv", ["r1", "dw", "db"], ["d1"], "depthwise", group=16, **same),
+        helper.make_node("Relu", ["d1"], ["r2"], "depthwise_act"),
+        helper.make_node("Conv", ["r2", "w2"], ["c2"], "left", **same),
+        helper.make_node("Relu", ["c2"], ["r3"], "left_act"),
+        helper.make_node("Conv", ["r3", "w3"], ["c3"], "right"),
+        helper.make_node("Add", ["c3", "r2"], ["a"], "add"),
+        helper.make_node("GlobalAveragePool", ["a"], ["m"], "mean"),
+        helper.make_node("Flatten", ["m"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc", "fb"], ["y"], "classifier", transB=1),
+    ]
+    return graph(nodes, ["batch", 3, 16, 16], {name: np.asarray(v, np.float32) for name, v in w.items()})
+
+
+def test_equalized_channels_compute_the_same_and_lose_less(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model, data = uneven_net(rng), rng.normal(size=(64, 3, 16, 16)).astype(np.float32)
+    onnx.save(model, tmp_path / "before.onnx")
+    before = _graph.load(tmp_path / "before.onnx")
+    found = {tuple(sorted(node.name for node in group.makers)) for group in _equalize.groups(before.graph)}
+    assert found == {("left",), ("right", "stem")}  # the residual addition ties what the stem and the block make
+    plan = _place.plan(before.graph, Scheme())
+    spool.write(batches(data), tmp_path / "spool")
+    seen = _calibrate.Collector(before, list(plan.activations), channels=_correct.channel_axes(before, plan))
+    seen.run(Samples(spool.read(tmp_path / "spool"), 64))
+    assert _equalize.equalize(before, plan, seen.statistics) == 2
+    _graph.save(before, tmp_path / "after.onnx")
+    np.testing.assert_allclose(run(model, data), run(onnx.load(tmp_path / "after.onnx"), data), rtol=1e-3, atol=1e-4)
+    made, report = quantize(model, data, tmp_path / "auto", calibration="auto")
+    plain, _ = quantize(model, data, tmp_path / "plain", calibration=report["calibration"])
+    gains = {name: gain for row in report["corrections"] for name, gain in row.items()}
+    assert gains["equalize"] > 2
+    fresh = rng.normal(size=(64, 3, 16, 16)).astype(np.float32)
+    wanted = run(model, fresh)
+    assert decibels(wanted, run(made, fresh)) > decibels(wanted, run(plain, fresh)) + 2
+
+
+def test_channels_that_something_else_reads_are_not_scaled(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = uneven_net(rng)
+    model.graph.node[7].op_type = "Mul"  # a product of the two is not scaled as they are
+    onnx.save(model, tmp_path / "m.onnx")
+    loaded = _graph.load(tmp_path / "m.onnx")
+    assert [[node.name for node in group.makers] for group in _equalize.groups(loaded.graph)] == [["left"]]

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import StageError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KEPT = 0.9999  # share of the values that the percentile method spans
 LEVELS = 256
+COARSE, FINE = 0.1, 0.0125  # steps of the shares of what was seen that are tried as a range, from 0.2 to 1
 Range = tuple[float, float]
 
 
@@ -92,7 +93,7 @@ METHODS: dict[str, Callable[[Statistics, Scheme], Range]] = {
 
 
 def _least(seen: Statistics, scheme: Scheme, cost: Callable[[Array, Array, Range, Scheme], float]) -> Range:
-    """The candidate range with the least cost."""
+    """The range with the least cost: tried coarsely from all that was seen down to a fifth of it, then finer."""
     if seen.exponent is None or seen.counts is None:
         return seen.low, seen.high
     import numpy as np
@@ -101,23 +102,36 @@ def _least(seen: Statistics, scheme: Scheme, cost: Callable[[Array, Array, Range
     part = slice(used[0], used[-1] + 1)
     centres = ((np.arange(2 * BINS) - BINS + 0.5) * 2.0**seen.exponent)[part]
     counts = seen.counts[part].astype(np.float64)
-    return min(_candidates(seen, scheme), key=lambda r: cost(centres, counts, r, scheme))
+    found: dict[tuple[float, float], float] = {}
+
+    def price(shares: tuple[float, float]) -> float:
+        if shares not in found:
+            found[shares] = cost(centres, counts, _shrunk(seen, scheme, shares), scheme)
+        return found[shares]
+
+    best, step = min(_around((0.6, 0.6), COARSE, 4, seen, scheme), key=price), COARSE
+    while step > FINE:
+        step /= 2
+        best = min(_around(best, step, 1, seen, scheme), key=price)
+    return _shrunk(seen, scheme, best)
 
 
-def _candidates(seen: Statistics, scheme: Scheme) -> Iterator[Range]:
-    """Ranges from all that was seen down to a fifth of it; each side by itself where the scheme allows."""
-    import numpy as np
+def _around(
+    middle: tuple[float, float], step: float, reach: int, seen: Statistics, scheme: Scheme
+) -> list[tuple[float, float]]:
+    """Shares of the least and the greatest value seen, near ``middle``; both sides alike where the scheme ties them."""
+    moves = [round(step * i, 6) for i in range(-reach, reach + 1)]
+    low, high = ([s for m in moves if 0 < (s := round(c + m, 6)) <= 1] for c in middle)
+    one_sided = seen.low >= 0 or seen.high <= 0 or scheme.symmetric_activations
+    return [(s, s) for s in high] if one_sided else [(below, above) for below in low for above in high]
 
+
+def _shrunk(seen: Statistics, scheme: Scheme, shares: tuple[float, float]) -> Range:
     low, high = min(seen.low, 0.0), max(seen.high, 0.0)
-    one_sided = low == 0 or high == 0 or scheme.symmetric_activations
-    if one_sided:
-        peak = max(-low, high) if scheme.symmetric_activations else 0.0
-        for factor in np.linspace(1, 0.2, 81):
-            yield (max(low, -peak * factor), min(high, peak * factor)) if peak else (low * factor, high * factor)
-        return
-    for below in np.linspace(1, 0.2, 17):
-        for above in np.linspace(1, 0.2, 17):
-            yield low * below, high * above
+    peak = max(-low, high)
+    if scheme.symmetric_activations:
+        return max(low, -peak * shares[0]), min(high, peak * shares[1])
+    return low * shares[0], high * shares[1]
 
 
 def _squared_error(centres: Array, counts: Array, span: Range, scheme: Scheme) -> float:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Feeds = Mapping[str, Array]
 
+Part = Literal["all", "rest", "held"]
 HELD_OUT = 4  # every fourth sample is held out where a choice is made
 COMPARED = 64  # samples of the validation split that the calibration data are compared with
 UNLIKE = 4.0  # times as wide a range
@@ -33,7 +34,7 @@ class Samples:
 
     spool: Spool
     limit: int
-    part: Literal["all", "rest", "held"] = "all"
+    part: Part = "all"
 
     def __len__(self) -> int:
         total = min(self.limit, self.spool.samples)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     Array = np.ndarray[Any, Any]
+    Feeds = Mapping[str, Array]
 
 GROUP = 16
 FAILED_DB = 3.0  # noise of half the signal's power; an output that is saturated throughout has less
+KEPT_BYTES = 1 << 25  # of the float model's outputs, which are asked for again with every candidate
 SILENCE_DB = 200.0  # stands for "no noise at all"
 
 
@@ -44,6 +46,7 @@ class Judge:
     validation: Spool | None = None
     metric: MetricSection | None = None
     base: Path = Path()
+    _kept: dict[Samples, list[list[Array]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def _float(self) -> Any:
@@ -60,9 +63,7 @@ class Judge:
         sessions = [_graph.session(m, optimized=_exact_kernels()) for m in models]
         outputs = [v.name for v in self.model.graph.outputs]
         tallies = [[_Tally() for _ in outputs] for _ in models]
-        fixed = fixed_batch(self.model)
-        for feeds in (samples or self.samples).groups(fixed or GROUP, full=fixed is not None):
-            wanted = self._float.run(None, dict(feeds))
+        for feeds, wanted in self._pairs(samples or self.samples):
             for session, row in zip(sessions, tallies, strict=True):
                 for name, tally, a, b in zip(outputs, row, wanted, session.run(None, dict(feeds)), strict=True):
                     tally.add(name or "", np.asarray(a), np.asarray(b))
@@ -70,6 +71,25 @@ class Judge:
             for name, tally in zip(outputs, row, strict=True):
                 tally.check(name or "")
         return [_decibels(float(np.mean([t.ratio() for t in row if t.counted] or [0.0]))) for row in tallies]
+
+    def _pairs(self, samples: Samples) -> Iterator[tuple[Feeds, list[Array]]]:
+        """Each group's inputs and the float model's outputs, which are kept where they are small."""
+        import numpy as np
+
+        fixed = fixed_batch(self.model)
+        groups = samples.groups(fixed or GROUP, full=fixed is not None)
+        if samples in self._kept:
+            yield from zip(groups, self._kept[samples], strict=True)
+            return
+        seen: list[list[Array]] = []
+        size = 0
+        for feeds in groups:
+            wanted = self._float.run(None, dict(feeds))
+            size += sum(np.asarray(output).nbytes for output in wanted)
+            seen = [*seen, wanted] if size <= KEPT_BYTES else []
+            yield feeds, wanted
+        if seen:
+            self._kept[samples] = seen
 
     def judged(self) -> bool:
         """Whether a metric and labelled samples were given."""

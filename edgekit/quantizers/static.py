@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgekit.quantizers import _correct, _faster, _guard, _place, _prepare, _ranges, _samples, _saturation, _trt_rules
+from edgekit.quantizers import (
+    _correct,
+    _equalize,
+    _faster,
+    _guard,
+    _place,
+    _prepare,
+    _ranges,
+    _samples,
+    _saturation,
+    _trt_rules,
+)
 from edgekit.quantizers._calibrate import Collector, Statistics
 from edgekit.quantizers._draft import Draft
 from edgekit.quantizers._job import Job, spool_of
-from edgekit.quantizers._samples import Samples
+from edgekit.quantizers._samples import Part, Samples
 from edgekit.quantizers._score import Judge, require_signal
 
 if TYPE_CHECKING:
@@ -20,8 +31,12 @@ if TYPE_CHECKING:
     from edgekit.quantizers._place import Plan
     from edgekit.scheme import Scheme
 
-WORTH_DB = 0.5  # a correction that gains less is left out: on other samples it may lose as much
+SMOOTH = {"smooth": _correct.smooth}
+EVERY = {**SMOOTH, "equalize": _equalize.equalize}  # where nobody named a way to find ranges, more time may be spent
+WORTH_DB = 0.2  # a correction that gains less is left out: on other samples it may lose as much
+TRIED_ON = 64  # samples that ranges are found on while a correction is tried
 Seen = Mapping[str, Statistics]
+Change = Callable[[Any, Any, Seen], int]
 
 
 def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
@@ -35,7 +50,7 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     prepared = _prepare.prepare(model, _faster.rules(job.target, floats))
     judge = Judge(model, replace(data, part="held"), job.validation, job.metric, job.base)
     plan = _place.plan(model.graph, scheme, dict.fromkeys(floats, _faster.REASON))
-    draft, found = _drafted(model, plan, data, judge, scheme, settings.calibration)
+    draft, score, found = _drafted(model, plan, data, judge, scheme, settings.calibration)
     draft = replace(draft, floats=dict.fromkeys(floats, _faster.REASON))
     report = {"method": "static", "samples": len(data), "prepared": prepared, "timed_in_float": timed, **found}
     if scheme.saturates:
@@ -48,7 +63,8 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     quantized = draft.build()
     if job.target.backend == "tensorrt":
         report["tensorrt_warnings"] = _trt_rules.require(quantized)
-    report["sqnr_db"] = round(judge.sqnr([quantized])[0], 2)
+    changed = scheme.saturates or settings.max_drop is not None
+    report["sqnr_db"] = round(judge.sqnr([quantized])[0] if changed else score, 2)
     require_signal(report["sqnr_db"])
     if job.validation is not None:
         require_signal(judge.sqnr([quantized], Samples(job.validation, _samples.COMPARED))[0])
@@ -59,36 +75,54 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
 
 def _drafted(
     model: ir.Model, plan: Plan, data: Samples, judge: Judge, scheme: Scheme, method: str
-) -> tuple[Draft, dict[str, Any]]:
+) -> tuple[Draft, float, dict[str, Any]]:
     """The best draft, by signal-to-noise on the samples held out, with ranges from all samples."""
     started = time.perf_counter()
-    rest, held = (_collect(model, plan, replace(data, part=part), method) for part in ("rest", "held"))
+    parts: tuple[Part, ...] = ("rest", "held") if method == "auto" else ("all",)
+    collected = [_collect(model, plan, replace(data, part=part), method) for part in parts]
     seconds = time.perf_counter() - started
     methods = list(_ranges.METHODS) if method == "auto" else [method]
-    drafts = [_draft(model, plan, rest, name, scheme) for name in methods]
+    drafts = [_draft(model, plan, collected[0], name, scheme) for name in methods]
     scores = judge.sqnr([d.build() for d in drafts])
     best = max(range(len(methods)), key=scores.__getitem__)
     report: dict[str, Any] = {
         "calibration": methods[best],
         "calibration_s": round(seconds, 3),
         "candidates": {name: round(score, 2) for name, score in zip(methods, scores, strict=True)},
-        "corrections": [],
     }
-    chosen, score, seen = drafts[best], scores[best], _merged(rest, held)
-    smooth = model.clone()
-    if _correct.smooth(smooth, plan, seen):
-        again = _collect(smooth, plan, replace(data, part="rest"), methods[best])
-        other = _draft(smooth, plan, again, methods[best], scheme)
-        if (better := judge.sqnr([other.build()])[0]) > score + WORTH_DB:
-            report["corrections"].append({"smooth": round(better - score, 2)})
-            chosen, score, seen = other, better, _collect(smooth, plan, data, methods[best])
-    corrected = chosen.model.clone()
-    if _correct.correct_biases(corrected, plan, seen, scheme):
-        other = replace(chosen, model=corrected)
-        if (better := judge.sqnr([other.build()])[0]) > score + WORTH_DB:
-            report["corrections"].append({"bias": round(better - score, 2)})
-            chosen = other
-    return _draft(chosen.model, plan, seen, methods[best], scheme), report
+    seen = _merged(*collected) if method == "auto" else collected[0]
+    draft = drafts[best] if method != "auto" else _draft(model, plan, seen, methods[best], scheme)
+    changes = EVERY if method == "auto" else SMOOTH
+    draft, score, report["corrections"] = _mended(draft, scores[best], seen, data, judge, methods[best], changes)
+    return draft, score, report
+
+
+def _mended(
+    draft: Draft, score: float, seen: Seen, data: Samples, judge: Judge, method: str, changes: Mapping[str, Change]
+) -> tuple[Draft, float, list[dict[str, float]]]:
+    """The draft with the corrections that gain signal, its decibels, and what each correction gained."""
+    plan, scheme, corrections = draft.plan, draft.scheme, []
+    few = replace(data, limit=min(data.limit, TRIED_ON), part="all")
+    for name, change in changes.items():
+        model = draft.model.clone()
+        if change(model, plan, seen):
+            trial = _collect(model, plan, few, method)
+            better = judge.sqnr([_unbiased(_draft(model, plan, trial, method, scheme), trial).build()])[0]
+            if better > score + WORTH_DB:
+                corrections.append({name: round(better - score, 2)})
+                seen = _collect(model, plan, data, method)
+                draft, score = _draft(model, plan, seen, method, scheme), better
+    unbiased = _unbiased(draft, seen)
+    before, after = judge.sqnr([draft.build(), unbiased.build()])
+    if after > before:
+        corrections.append({"bias": round(after - before, 2)})
+    return (unbiased if after > before else draft), max(before, after), corrections
+
+
+def _unbiased(draft: Draft, seen: Seen) -> Draft:
+    model = draft.model.clone()
+    _correct.correct_biases(model, draft.plan, seen, draft.scheme)
+    return replace(draft, model=model)
 
 
 def _draft(model: ir.Model, plan: Plan, seen: Seen, method: str, scheme: Scheme) -> Draft:
