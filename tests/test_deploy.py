@@ -22,7 +22,7 @@ import pytest
 import record_maker as make
 
 from edgekit import bundle, console, deploy, result, target
-from edgekit.deploy import _job, _outcome, _preflight, _remote, _transfer, _wheels
+from edgekit.deploy import _examine, _job, _outcome, _preflight, _remote, _transfer, _wheels
 from edgekit.deploy._remote import DroppedError, Remote
 from edgekit.errors import InputError, UnavailableError
 from edgekit.gating import limits
@@ -430,6 +430,39 @@ def test_a_runtime_that_is_missing(bundles: dict[str, Path], keys: Path, tmp_pat
     assert "--install" in outcome.remedy
     assert "onnxruntime==1.32.0" in outcome.remedy
     assert place(device) == []
+
+
+def test_a_device_is_examined_and_nothing_is_left(server: Server, keys: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path, keys, server.port)
+    here, gone = deploy.examine(["device", "no-such-host.invalid"], ssh_config=settings)
+    found = dict(here.found)
+    assert found["processor"] == platform.machine()
+    assert found["Python"] == platform.python_version()
+    assert "onnxruntime 1." in found["runtimes"]
+    assert found["at work"] == "no"
+    assert found["can measure"].startswith("latency, memory, ")
+    assert (gone.status, gone.exit_code) == ("unavailable", 4)
+    assert "no such host name" in gone.reason
+    assert [path for path in server.home.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "fits"),
+    [
+        ({"arch": "aarch64", "board": "Raspberry Pi 5 Model B Rev 1.0", "features": "fp asimd asimddp", "cores": "4"},
+         {"raspberry-pi-5"}),
+        ({"arch": "aarch64", "board": "Raspberry Pi 4 Model B Rev 1.4", "features": "fp asimd", "cores": "4"},
+         {"raspberry-pi-4"}),
+        ({"arch": "x86_64", "cpu": "Some CPU", "features": "avx2", "cores": "1"},
+         {"x86-cpu", "x86-cpu-avx2", "x86-openvino"}),
+        ({"arch": "aarch64", "board": "NVIDIA Jetson Orin Nano Developer Kit", "features": "asimd asimddp", "cores": "6"},
+         {"jetson-orin-nano"}),
+        ({"arch": "riscv64", "cores": "4"}, set()),
+        ({}, set()),
+    ],
+)  # fmt: skip
+def test_targets_that_a_device_could_be(facts: dict[str, str], fits: set[str]) -> None:
+    assert set(_examine.fitting(facts)) == fits
 
 
 def test_a_bundle_for_another_processor(bundles: dict[str, Path], server: Server, keys: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ def _target_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 @click.command()
+@click.option("--host", "hosts", multiple=True, help="Instead: what this device is and has, over ssh (repeatable).")
 @JSON
-def doctor(as_json: bool) -> int:
+def doctor(hosts: tuple[str, ...], as_json: bool) -> int:
     """Prove each runtime by running a one-operator model."""
+    if hosts:
+        return _examine(hosts, as_json)
     from edgekit import doctor as doctors
 
     rows = doctors.doctor()
@@ -42,6 +46,20 @@ def doctor(as_json: bool) -> int:
     else:
         _table(("backend", "works", "what", "fix"), [doctors.cells(r) for r in rows])
     return OK
+
+
+def _examine(hosts: tuple[str, ...], as_json: bool) -> int:
+    from edgekit import deploy
+
+    devices = deploy.examine(hosts)
+    if as_json:
+        console.out_json({"devices": [device.to_dict() for device in devices]})
+    else:
+        rows = [(device.host, *pair) for device in devices for pair in device.found]
+        rows += [(d.host, "could be", ", ".join(d.targets) or "no packaged target") for d in devices if d.found]
+        rows += [(d.host, d.status, f"{d.reason}; fix: {d.remedy}") for d in devices if not d.found]
+        _table(("device", "what", "found"), rows)
+    return min((device.exit_code for device in devices if device.exit_code), default=OK)
 
 
 @click.command()
@@ -119,7 +137,7 @@ def deploy(bundles: tuple[Path, ...], hosts: tuple[str, ...], as_json: bool, **o
     return min((outcome.exit_code for outcome in outcomes if outcome.exit_code), default=OK)  # 2 before 3 before 4
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from edgekit import bundle as bundles
 from edgekit import console, result, store
-from edgekit.deploy import _job, _preflight, _record, _transfer, _wheels
+from edgekit.deploy import _examine, _job, _preflight, _record, _transfer, _wheels
+from edgekit.deploy._examine import Examined
 from edgekit.deploy._job import Finished, Work
 from edgekit.deploy._outcome import Deployed, judged
 from edgekit.deploy._preflight import Check
@@ -28,7 +29,7 @@ from edgekit.deploy._record import merge
 from edgekit.deploy._remote import DroppedError, Remote, patiently
 from edgekit.errors import EdgekitError, InputError, StageError, UnavailableError
 
-__all__ = ["Check", "Deployed", "deploy", "merge", "table"]
+__all__ = ["Check", "Deployed", "Examined", "deploy", "examine", "merge", "table"]
 
 HOME = ".cache/edgekit"
 SECONDS, ROUND_SECONDS = 3.0, 1.0  # how long a process measures: alone, and in turns
@@ -138,6 +139,18 @@ def deploy(
     if record and results:
         result.write_results(merge(record, outcomes), _record.file_of(results))
     return outcomes
+
+
+def examine(hosts: Sequence[str], *, ssh_config: Path | str | None = None) -> list[Examined]:
+    """What devices are, have and can measure, and which targets they could be; nothing is sent.
+
+    Args:
+        hosts: Devices, each as ssh takes it. ssh_config: Another configuration file than the user's.
+
+    Raises:
+        InputError: What is no host.
+    """
+    return _examine.examine(hosts, HOME, Path(ssh_config) if ssh_config else None)
 
 
 def _check_together(sent: Sequence[_Bundle]) -> None:

@@ -23,6 +23,10 @@ say memory_kb "$(sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo 2>/de
 say cpu "$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | head -n 1)"
 say board "$(tr -d '\\000' </proc/device-tree/model 2>/dev/null)"
 say governor "$(cat /sys/devices/system/cpu/cpufreq/policy0/scaling_governor 2>/dev/null)"
+say features "$(sed -n -e 's/^flags[^:]*: *//p' -e 's/^Features[^:]*: *//p' /proc/cpuinfo 2>/dev/null | head -n 1)"
+for sensor in /sys/class/powercap/intel-rapl:0/energy_uj /sys/class/hwmon/hwmon*/curr1_input; do
+  if [ -r $sensor ]; then say power $sensor; break; fi
+done
 say throttled "$(cat /sys/devices/platform/soc/soc:firmware/get_throttled 2>/dev/null)"
 say temperature "$(cat /sys/class/thermal/thermal_zone0/temp 2>/dev/null)"
 cd || exit 0
@@ -69,7 +73,12 @@ def look(remote: Remote, home: str) -> dict[str, str]:
     """
     answer = remote.script(_LOOK.format(home=home))
     pairs = [line.partition("=") for line in answer.out.splitlines()]
-    return {key: value.strip()[:200] for key, _, value in pairs if key.replace("_", "").replace("-", "").isalnum()}
+    room = {"features": 8000}  # the CPU's flags are long
+    return {
+        key: value.strip()[: room.get(key, 200)]
+        for key, _, value in pairs
+        if key.replace("_", "").replace("-", "").isalnum()
+    }
 
 
 def judge(facts: dict[str, str], manifest: dict[str, Any], size: int, install: bool) -> list[Check]:
