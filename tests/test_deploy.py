@@ -455,7 +455,7 @@ def test_a_device_is_examined_and_nothing_is_left(server: Server, keys: Path, tm
          {"raspberry-pi-4"}),
         ({"arch": "x86_64", "cpu": "Some CPU", "features": "avx2", "cores": "1"},
          {"x86-cpu", "x86-cpu-avx2", "x86-openvino"}),
-        ({"arch": "aarch64", "board": "NVIDIA Jetson Orin Nano Developer Kit", "features": "asimd asimddp", "cores": "6"},
+        ({"arch": "aarch64", "board": "NVIDIA Jetson Orin Nano", "features": "asimd asimddp", "cores": "6"},
          {"jetson-orin-nano"}),
         ({"arch": "riscv64", "cores": "4"}, set()),
         ({}, set()),
