@@ -317,10 +317,13 @@ def test_example_inputs_fix_a_free_size_and_their_lack_is_explained(tmp_path: Pa
 
 def test_rows_of_files_are_named_apart_and_run_by_what_reads_them(tmp_path: Path) -> None:
     onnx, xml = tmp_path / "m.onnx", tmp_path / "m.xml"
-    for file in (onnx, xml):
+    deep = [tmp_path / folder / "k.onnx" for folder in ("a/x", "b/x", "c")]
+    for file in (onnx, xml, *deep):
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
     rows = rows_of([onnx, onnx, xml], load_target("x86-cpu"), None)
-    assert [row.id for row in rows] == ["m.onnx", str(onnx), "m.xml"]
+    assert [row.id for row in rows] == ["m.onnx", "m.onnx (2)", "m.xml"]
+    assert [row.id for row in rows_of(deep, load_target("x86-cpu"), None)] == ["a/x/k.onnx", "b/x/k.onnx", "c/k.onnx"]
     assert [row.backend for row in rows] == ["onnxruntime", "onnxruntime", "openvino"]
     assert rows[2].target is not None
     assert rows[2].target.options == {}  # those of ONNX Runtime are not OpenVINO's
@@ -408,7 +411,12 @@ def test_scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scenarios, name, value)
     model = cnn(tmp_path / "m.onnx", 4)
     names = ("batches", "threads", "paced", "single-stream", "offline", "energy")
-    found = benchmark([model], pairs=2, max_pairs=2, scenarios=names)[0].scenarios
+    measured = benchmark([model], pairs=2, max_pairs=2, scenarios=names)
+    found = measured[0].scenarios
+    said = _text(table(measured))
+    assert "m.onnx: batches: Batch 4, " in said
+    assert "m.onnx: paced: Interval 10.0 ms, Inferences 5, Median " in said
+    assert "{" not in said
     assert [p["batch"] for p in found["batches"]["points"]] == [1, 4]
     assert all(p["samples_per_s"] > 0 for p in found["batches"]["points"])
     assert found["threads"]["points"][0]["speedup"] == 1.0

@@ -52,16 +52,19 @@ def check_rows(results: dict[str, Any], settings: GateSection) -> tuple[list[Che
     checks: list[Check] = []
     notes: list[str] = []
     references = reference_ids(results)
+    away: dict[str, list[str]] = {}
     for row in results["variants"]:
         limits = _limits_for(row, settings, is_reference=row["id"] in references)
         if not limits:
             continue
         if row["status"] == "unavailable":
-            notes.append(f"{row['id']}: not checked, it can't run here: {row.get('reason') or 'no reason given'}")
+            reason = str(row.get("reason") or "no reason given").removeprefix("not available here, because ")
+            away.setdefault(reason, []).append(row["id"])
         elif row["status"] == "failed":
             checks.append(failed(row))
         else:
             _check_row(row, limits, checks, notes)
+    notes += [f"{', '.join(ids)}: not checked, can't run here: {reason}" for reason, ids in away.items()]
     for rule in settings.rule:
         _check_rule(rule.variant, rule.target, results, checks, notes)
     return checks, notes

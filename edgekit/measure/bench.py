@@ -14,6 +14,7 @@ from edgekit.measure.lock import machine_lock
 from edgekit.measure.results import Measured
 from edgekit.measure.scenarios import explore, setting
 from edgekit.recipe import MeasureSection
+from edgekit.report import scenarios as scenario_report
 from edgekit.target import Target, load_target
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ def rows_of(files: Sequence[Path], target: Target, inputs: Path | None) -> list[
         if not file.is_file():
             raise InputError("no such file", where=str(file), remedy="check the path")
     rows: list[Row] = []
-    for file in files:
+    for file, name in zip(files, _names(files), strict=True):
         backend = BACKENDS.get(file.suffix.lower(), target.backend)
         # Options belong to the target's own runtime; another one runs with its defaults.
         own = target if backend == target.backend else target.model_copy(update={"backend": backend, "options": {}})
-        rows.append(Row(id=_name(file, rows), artifact=file, backend=backend, feeds=inputs, target=own))
+        rows.append(Row(id=name, artifact=file, backend=backend, feeds=inputs, target=own))
     return rows
 
 
@@ -122,11 +123,18 @@ def prove_sound(file: Path) -> None:
         ) from error
 
 
-def _name(file: Path, rows: Sequence[Row]) -> str:
-    """The file's name; with a number behind it where it comes again."""
-    taken = {row.id for row in rows}
-    names = [file.name, str(file), *(f"{file} ({n})" for n in range(2, len(rows) + 3))]
-    return next(name for name in names if name not in taken)
+def _names(files: Sequence[Path]) -> list[str]:
+    """Each file by its name, with as many of its folders as tell it from the others; one that repeats has a number."""
+    different = [f.resolve().parts for f in dict.fromkeys(f.resolve() for f in files)]
+    named: list[str] = []
+    for file in files:
+        parts = file.resolve().parts
+        others = [other for other in different if other != parts]
+        depth = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        name = str(Path(*parts[-depth:]))
+        again = sum(before.partition(" (")[0] == name for before in named)
+        named.append(f"{name} ({again + 1})" if again else name)
+    return named
 
 
 def exit_code(measured: Sequence[Measured]) -> int:
@@ -147,7 +155,12 @@ def table(measured: Sequence[Measured]) -> Table:
     for one in measured:
         shown.add_row(*(Text(cell) for cell in _cells(one)))
     lines = [f"{one.id}: {one.verdict or one.reason}" for one in measured]
-    found = [f"{one.id}: {name}: {what}" for one in measured for name, what in one.scenarios.items()]
+    found = [
+        f"{one.id}: {line}"
+        for one in measured
+        for name, what in one.scenarios.items()
+        for line in scenario_report.lines(name, what)
+    ]
     shown.caption = Text("\n".join([*lines, *_warned(measured), *found]))
     shown.caption_justify = "left"
     return shown

@@ -37,6 +37,17 @@ def scenarios(rows: list[Row]) -> Html | None:
     return el("section", el("h2", "Other ways of running it"), tables, id="scenarios")
 
 
+def lines(name: str, told: dict[str, Any]) -> list[str]:
+    """A scenario of one model in words, a line for each of its points: ``paced: median 0.376 ms, …``."""
+    tidied = words.tidy(told)
+    points = list(objects(tidied.get("points"))) or [tidied]
+    keys = [key for key in tidied if key not in ("points", "best_batch")] if "points" not in tidied else []
+    return [
+        f"{name}: {', '.join(f'{_heading(key)} {_shown(key, point)}'.strip() for key in keys or point)}"
+        for point in points
+    ]
+
+
 def _table(name: str, rows: list[Row]) -> Html | None:
     lines: list[tuple[Row, dict[str, Any]]] = []
     for row in rows:
