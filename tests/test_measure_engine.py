@@ -313,6 +313,7 @@ def test_example_inputs_fix_a_free_size_and_their_lack_is_explained(tmp_path: Pa
     wrong = benchmark([model], inputs=tmp_path / "wrong.npz", pairs=2, max_pairs=2)[0]
     assert wrong.status == "failed"
     assert "has an input 'image'" in wrong.reason
+    assert exit_code([wrong]) == 2  # what the user gave is wrong, not the model
 
 
 def test_rows_of_files_are_named_apart_and_run_by_what_reads_them(tmp_path: Path) -> None:

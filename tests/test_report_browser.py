@@ -153,6 +153,24 @@ def test_dark_changes_page_and_charts_alike(opened: browser.Browser) -> None:
     assert all(opened.eval(colour) != before for colour, before in zip(colours, light, strict=True))
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_colours_of_a_picture_stay_apart(opened: browser.Browser, page: Path, dark: bool) -> None:
+    """Light and dark paint some of them anew; no two that a picture tells apart may become one."""
+    opened.look(width=1280, dark=dark)
+    opened.open(page)
+    painted = """[...document.querySelectorAll('#time svg')].map(svg => {
+      const seen = {};
+      svg.querySelectorAll('.mark-symbol [fill]').forEach(mark => {
+        const fill = mark.getAttribute('fill');
+        if (fill.startsWith('#')) seen[fill] = getComputedStyle(mark).fill;
+      });
+      return Object.values(seen);
+    })"""
+    found = opened.eval(painted)
+    assert max(len(colours) for colours in found) >= 5
+    assert all(len(set(colours)) == len(colours) for colours in found)
+
+
 # Every text against what lies behind it, by WCAG 2.2's contrast formula; signs beside a word may have 3.
 CONTRAST = """
 (() => {

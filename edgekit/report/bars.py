@@ -245,10 +245,10 @@ def drift(lines: Sequence[tuple[str, list[tuple[int, float]]]], label: str) -> s
     y = charts.number("off", axis=y_axis, scale={"domain": [1.1 * low, 1.1 * high], "nice": False})
     colour = charts.name("name", scale={"domain": names, "range": _LINES[: len(names)]}, legend=charts.key())
     shape = charts.name("name", scale={"domain": names, "range": _SHAPES[: len(names)]}, legend=charts.key())
-    point = charts.mark("point", aria=True, filled=True, size=60, opacity=0.9)
+    point = charts.mark("point", aria=True, filled=True, size=60, opacity=1)
     layers = [
         charts.layer(charts.mark("rule", color=SOFT), charts.values([{}]), y={"datum": 0}),
-        charts.layer(charts.mark("line", strokeWidth=1, opacity=0.5), x=x, y=y, color=colour),
+        charts.layer(charts.mark("line", strokeWidth=1), x=x, y=y, color=colour),
         charts.layer(point, x=x, y=y, color=colour, shape=shape, description={"field": "text"}),
     ]
     return charts.svg({"height": 200, "data": charts.values(data), "layer": layers}, label)
