@@ -84,6 +84,8 @@ def measure_rows(
         warned = [*_clamped(target.run.threads, threads), *noise.machine_warnings(threads)]
         with console.progress(f"measuring {target.name}", len(rows) * plan.pairs) as advance:
             tracks = run_rounds(len(rows), launch, plan, time.monotonic, seed=seed, advance=advance)
+    runs = [noise.Noise(**answer["noise"]) for track in tracks for answer in track.answers.values()]
+    warned += noise.warnings(runs, max(1, len(cores)))  # the rows took turns: what disturbed one disturbed all
     return [
         _finished(row, track, rows[0].id, i == 0, seed, warned, samples)
         for i, (row, track) in enumerate(zip(rows, tracks, strict=True))

@@ -119,7 +119,7 @@ def summarize(
         p99_bound_ms=statistics.early_stopping(times, 0.99),
         trusted=not distrust,
         verdict=sentence(comparison, reference, distrust, is_reference=is_reference),
-        warnings=(*warned, *_warnings(answers, runs, len(times), max(1, len(cores)), comparison)),
+        warnings=(*warned, *_warnings(answers, len(times), comparison)),
         noise=_worst(runs),
         runtime=answers[0]["runtime"],
         threads=int(answers[0].get("threads", 1)),
@@ -182,14 +182,8 @@ def _worst(runs: Sequence[noise.Noise]) -> dict[str, Any]:
     return {key: max((r[key] for r in readings if r[key] is not None), default=None) for key in readings[0]}
 
 
-def _warnings(
-    answers: Sequence[dict[str, Any]],
-    runs: list[noise.Noise],
-    inferences: int,
-    cores: int,
-    comparison: Comparison | None,
-) -> list[str]:
-    found = noise.warnings(runs, cores)
+def _warnings(answers: Sequence[dict[str, Any]], inferences: int, comparison: Comparison | None) -> list[str]:
+    found: list[str] = []
     if comparison is not None and comparison.different is None:
         found.append(f"too few runs: {comparison.pairs} pairs can prove nothing, 8 are the least; allow more time")
     if comparison is not None and comparison.drift:
