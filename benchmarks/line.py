@@ -23,9 +23,7 @@ path = "resnet20.pt2"
 [data]
 entry = "data.py:data"
 [prune]
-# Only the inner channels of each block: the residual stream keeps its width.
-protect = ["conv1", "layer*.*.conv2"]
-ratio = 0.5
+target_macs = 0.5
 [recover]
 epochs = {epochs}
 distill = 0.9
