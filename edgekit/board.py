@@ -50,9 +50,9 @@ class _Board:
 
         now = time.monotonic()
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("row", "stage", "state"):
-            table.add_column(title, no_wrap=True, overflow="ellipsis")
-        table.add_column("time", justify="right", no_wrap=True)
+        for title, width in (("row", 0), ("stage", 8), ("state", 11)):  # as wide as what comes, so that nothing jumps
+            table.add_column(title, min_width=width, no_wrap=True, overflow="ellipsis")
+        table.add_column("time", min_width=7, justify="right", no_wrap=True)
         shown = self._window(max(4, terminal.height - ROOM))
         for name in shown:
             line = self.lines[name]
