@@ -25,8 +25,8 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's cache out of the tests."""
-    os.environ["EDGEKIT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    """Keep the user's cache out of the tests; ``EDGEKIT_TEST_CACHE`` names one to start from."""
+    os.environ["EDGEKIT_CACHE_DIR"] = os.environ.get("EDGEKIT_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
     yield
     del os.environ["EDGEKIT_CACHE_DIR"]
 
