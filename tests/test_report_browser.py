@@ -153,6 +153,20 @@ def test_dark_changes_page_and_charts_alike(opened: browser.Browser) -> None:
     assert all(opened.eval(colour) != before for colour, before in zip(colours, light, strict=True))
 
 
+def test_on_a_phone_no_label_of_a_card_is_squeezed(opened: browser.Browser, page: Path) -> None:
+    """A cell's label stands in one line, whatever its value says."""
+    opened.look(width=390, phone=True)
+    opened.open(page)
+    heights = """[...document.querySelectorAll('#variants-table tbody td')]
+      .filter(cell => cell.offsetParent && cell.firstChild)
+      .map(cell => [cell.dataset.label, parseFloat(getComputedStyle(cell, '::before').height),
+                    parseFloat(getComputedStyle(cell).lineHeight)])"""
+    found = opened.eval(heights)
+    assert {label for label, _, _ in found} >= {"Status", "Change", "Speed-up"}
+    assert [label for label, height, line in found if height > 1.2 * line] == []
+    opened.look(width=1280)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_colours_of_a_picture_stay_apart(opened: browser.Browser, page: Path, dark: bool) -> None:
     """Light and dark paint some of them anew; no two that a picture tells apart may become one."""

@@ -54,12 +54,13 @@ def _remarks(change: Change, before: Row, after: Row) -> Iterator[str]:
     if before.status != after.status:
         yield f"was {before.status}, is {after.status}{': ' + after.reason if after.reason else ''}"
     hashes = [text_of(part(row.raw, "artifact"), "sha256") for row in (before, after)]
-    if hashes[0] and hashes[0] == hashes[1]:
+    same = bool(hashes[0]) and hashes[0] == hashes[1]
+    if same:
         yield "same artifact"
     if change.speedup_ci and _outside(change.speedup_ci, 1.0):
         yield "gained speed" if change.speedup_ci[0] > 1 else "lost speed"
     if before.reference and change.latency_ci and _outside(change.latency_ci, 1.0):
-        yield "the original's own time moved: another model, runtime or state of the machine"
+        yield f"the original's own time moved: another {'' if same else 'model, '}runtime or state of the machine"
     if (
         change.metric_delta
         and before.metric_ci
