@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import edgekit
+from edgekit import console
 from edgekit.errors import InputError
 from edgekit.pruners import Pruned
 
@@ -537,6 +538,16 @@ def test_protected_layers_and_ratios_by_name() -> None:
         edgekit.prune(model_of(), IMAGE, protect=["nothing"])
     with pytest.raises(InputError, match="no layer is called that"):
         edgekit.prune(model_of(), IMAGE, ratios={"nothing": 0.5})
+
+
+def test_a_model_left_whole_is_no_silent_success() -> None:
+    console.clear_warnings()
+    edgekit.prune(model_of(), IMAGE, ratio=0.0)
+    assert console.warnings() == []
+    edgekit.prune(model_of(), IMAGE, ratio=0.5, protect=["b"])  # its inputs are all that a makes
+    (said,) = console.warnings()
+    assert said.startswith("nothing was pruned: ")
+    assert "you protect it (2 layers)" in said
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgekit.console import warn
 from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import Pruned, _descent, _macs, _mask
@@ -56,7 +58,11 @@ def pruned(
         choose = _by_sensitivity(current, calibration) if part.scope == "sensitivity" else None
         outcomes.append(prune_once(current, part, member.rank, gradients, choose))
         current = outcomes[-1].module
-    return _result(outcomes)
+    result = _result(outcomes)
+    if result.parameters[0] == result.parameters[1] and wish != dataclasses.replace(wish, ratio=0.0):
+        reasons = Counter(entry["reason"] for entry in result.kept).most_common(3)
+        warn("nothing was pruned: " + "; ".join(f"{reason} ({count} layers)" for reason, count in reasons))
+    return result
 
 
 def _part(wish: Wish, step: int, steps: int, done: list[Outcome]) -> Wish:
