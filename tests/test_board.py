@@ -100,6 +100,13 @@ def test_more_rows_than_the_terminal_has_lines_are_counted() -> None:
     assert "and 80 more rows; 99 of 100 still wait" in said
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (60.0, "1:00"), (119.7, "1:59"), (3601.0, "60:01")]
+)
+def test_the_clock_of_a_row(seconds: float, shown: str) -> None:
+    assert board._clock(seconds) == shown
+
+
 def test_signs_that_an_encoding_lacks_become_ascii() -> None:
     script = "from edgekit import console; console.configure(); console.out('1.94× −0.2 → ok… ★ naïve 漢')"
     for encoding, said in (("ascii", "1.94x -0.2 -> ok... * naive ?"), ("latin-1", "1.94× -0.2 -> ok... * naïve ?")):

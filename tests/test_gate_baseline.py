@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from gate_records import Record, absent, built, record, row
 from edgekit import gating as gate
 from edgekit import result
 from edgekit.errors import InputError
-from edgekit.gating.remeasure import slowdown, slowdowns
+from edgekit.gating.remeasure import measured_again, slowdown, slowdowns
 from edgekit.measure import Measured
-from edgekit.recipe import GateSection
+from edgekit.recipe import BaselineSection, GateSection
 from edgekit.store import sha256_file
 
 
@@ -316,6 +317,29 @@ def test_a_slow_down_of_one_row_of_many_needs_more_pairs() -> None:
     assert judged(eleven, 20) is False
     assert "one of 20 rows" in slowdowns(rows, [(BEFORE, eight), *[(BEFORE, calm)] * 19], 1.05, 8)["v0"].sentence
     assert slowdowns([], [], 1.05, 8) == {}
+
+
+def test_a_row_that_a_device_measured_is_not_measured_again_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """deploy brought its numbers: this machine's would be another machine's."""
+    monkeypatch.setattr("edgekit.gating.remeasure.measure_rows", lambda *_, **__: pytest.fail("measured here"))
+    folders = []
+    for name in ("then", "now"):
+        folder = tmp_path / name
+        path = folder / "artifacts/int8/model.onnx"
+        path.parent.mkdir(parents=True)
+        path.write_text(name)
+        file = {"path": "artifacts/int8/model.onnx", "sha256": sha256_file(path), "size_bytes": 1}
+        foreign = "aarch64" if platform.machine() == "x86_64" else "x86_64"
+        profile = {"name": "board", "title": "", "source": "", "backend": "onnxruntime", "device": {"arch": foreign}}
+        artifact = {"path": file["path"], "sha256": file["sha256"], "files": [file]}
+        board = {**row("int8"), "artifact": artifact, "profile": profile}
+        folders.append(({"variants": [board]}, folder))
+    (then, place), (now, here) = folders
+    found = measured_again(now, here, then, place, BaselineSection())["int8@x86-cpu"]
+    assert found.passed is None
+    assert "in turns, with edgekit deploy" in found.sentence
 
 
 def test_remeasure_runs_the_baselines_artifact_and_todays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from edgekit.gating.check import RATIO, Check, at_most, unknown
 from edgekit.gating.keep import artifact_path
 from edgekit.measure import Measured, Row, measure_rows, statistics
 from edgekit.recipe import BaselineSection, MeasureSection
-from edgekit.target import Target, load_target
+from edgekit.target import Target, lacks, load_target
 
 NAME = "baseline.max_slowdown"
 Pair = tuple[Measured, Measured]  # the baseline's artifact and today's
@@ -36,6 +36,8 @@ def measured_again(
     both = [(row, old[row["id"]]) for row in results["variants"] if row["status"] == "ok" and row["id"] in old]
     files = {row["id"]: (artifact_path(then, baseline_folder), artifact_path(row, folder)) for row, then in both}
     changed = [row for row, then in both if not same_artifact(row, then)]
+    away = {row["id"]: reason for row in changed if (reason := lacks(_target(row, folder)))}
+    changed = [row for row in changed if row["id"] not in away]
     settings = MeasureSection.model_validate((results.get("recipe") or {}).get("measure") or {})
     pairs = max(settings.pairs, statistics.pairs_for(max(1, len(changed))))
     settings = settings.model_copy(update={"pairs": pairs, "max_pairs": max(pairs, settings.max_pairs)})
@@ -43,24 +45,31 @@ def measured_again(
     what = "the time over the baseline's (the same file)"
     same = [row for row, then in both if same_artifact(row, then)]
     found = {row["id"]: at_most(NAME, row, what, 1.0, limits.max_slowdown, RATIO) for row in same}
+    for row in (row for row, _ in both if row["id"] in away):
+        why = f"{away[row['id']]}: measure both on the device, in turns, with edgekit deploy"
+        found[row["id"]] = unknown(NAME, row, limits.max_slowdown, why)
     return found | slowdowns(changed, measured, limits.max_slowdown, pairs)
 
 
 def _pair(row: dict[str, Any], then: Path, now: Path, settings: MeasureSection, folder: Path) -> Pair:
     """A row's two artifacts, measured in turns."""
     note(f"measuring {row['id']} and its baseline again")
-    profile = row.get("profile")  # as it was built: the target's own file may lie beside a recipe that is not here
-    target = Target.model_validate(profile) if profile else load_target(row["target"], base=folder)
     before, after = measure_rows(
         [
             Row(id="the baseline", artifact=then, backend=row["backend"]),
             Row(id=row["id"], artifact=now, backend=row["backend"]),
         ],
-        target,
+        _target(row, folder),
         settings,
         base=folder,
     )
     return before, after
+
+
+def _target(row: dict[str, Any], folder: Path) -> Target:
+    """The row's target as it was built for: its own file may lie beside a recipe that is not here."""
+    profile = row.get("profile")
+    return Target.model_validate(profile) if profile else load_target(row["target"], base=folder)
 
 
 def slowdowns(rows: list[dict[str, Any]], measured: list[Pair], limit: float, first_look: int) -> Slowdowns:
