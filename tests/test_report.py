@@ -278,6 +278,7 @@ def test_numbers_from_a_device_say_that_they_have_no_interval() -> None:
     page = html_of(brought_back(2.0))
     assert '<td class="num" data-sort="2.0" data-label="Speed-up">2.00×<small>[no interval]</small></td>' in page
     assert "<dt>Measured on</dt><dd>pi@desk (Raspberry Pi 5, Debian)</dd>" in page
+    assert "100 inferences" in page
     assert "[no interval]" not in html_of(sample())  # nor is the original's own 1.00 one that lacks it
 
 

@@ -107,7 +107,8 @@ def _latency(row: Row) -> str:
     parts = [f"median {words.milliseconds_with(row.latency, row.latency_ci)}"]
     parts += [f"{name} {words.milliseconds(v)}" for name, v in (("p90", row.p90), ("p99", row.p99)) if v is not None]
     if row.runs is not None:
-        parts.append(f"{words.count(row.runs)} fresh processes")
+        alone = row.raw.get("measured_on") and not row.measurement  # one process on a device: its inferences are told
+        parts.append(f"{words.count(row.runs)} {'inferences' if alone else 'fresh processes'}")
     return ", ".join(parts)
 
 
