@@ -314,8 +314,9 @@ def test_a_bundle_that_fails_on_the_device_costs_itself(
 ) -> None:
     monkeypatch.setattr(deploy, "ROUNDS", 2)
     broken = altered(bundles["slim"], tmp_path / "b")
-    good, bad = go([bundles["fp32"], broken], config(tmp_path, keys, server.port))
+    good, bad = go([bundles["slim"], broken], config(tmp_path, keys, server.port))
     assert (good.status, bad.status) == ("ok", "failed")
+    assert (good.id, bad.id) == ("slim@x86-cpu in slim", "slim@x86-cpu in b")  # one row, two bundles
     assert "differs by" in bad.reason
     assert good.bench is not None
     assert bad.compared is None

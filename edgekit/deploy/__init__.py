@@ -39,11 +39,12 @@ POLL_S, LOST_S = 1.0, 90.0  # how often to ask; how long a device may stay away 
 
 @dataclass(frozen=True)
 class _Bundle:
-    """A bundle's folder here, its manifest and the manifest's hash."""
+    """A bundle's folder here, its manifest and the manifest's hash, and what it is called among the others."""
 
     folder: Path
     manifest: dict[str, Any]
     digest: str
+    label: str
 
     @property
     def size(self) -> int:
@@ -126,7 +127,16 @@ def deploy(
         raise InputError("a device is named twice", remedy="name each once")
     with ExitStack() as stack:
         opened = [stack.enter_context(bundles.opened(path)) for path in paths]
-        sent = [_Bundle(at, manifest, store.sha256_file(at / bundles.MANIFEST)) for at, manifest in opened]
+        ids = [manifest["id"] for _, manifest in opened]
+        sent = [
+            _Bundle(
+                at,
+                manifest,
+                store.sha256_file(at / bundles.MANIFEST),
+                manifest["id"] if ids.count(manifest["id"]) == 1 else f"{manifest['id']} in {Path(path).name}",
+            )
+            for (at, manifest), path in zip(opened, paths, strict=True)
+        ]
         _check_together(sent)
         record = _record.record_of(results, [one.manifest for one in sent]) if results else None
         wheels = Path(wheel_folder) if wheel_folder else None
@@ -165,7 +175,7 @@ def _check_together(sent: Sequence[_Bundle]) -> None:
 
 def _guarded(device: _Device) -> list[Deployed]:
     """One device from preflight to numbers; whatever goes wrong there is its outcome, not an exception."""
-    host, ids = device.remote.host, [one.manifest["id"] for one in device.bundles]
+    host, ids = device.remote.host, [one.label for one in device.bundles]
     try:
         return _one(device)
     except EdgekitError as error:
@@ -200,7 +210,7 @@ def _one(device: _Device) -> list[Deployed]:
     finished = _wait(device, work)
     with contextlib.suppress(UnavailableError):  # the numbers are home; the next call tidies up
         patiently(lambda: _job.forget(remote, work.folder), host)
-    ids = [one.manifest["id"] for one in device.bundles]
+    ids = [one.label for one in device.bundles]
     return judged(host, ids, finished, preflight=tuple(device.checks), resumed=resumed)
 
 

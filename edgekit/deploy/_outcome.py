@@ -19,7 +19,7 @@ class Deployed:
 
     Attributes:
         host: As it was named. status: ``ok``, ``failed`` (it ran, and is wrong) or ``unavailable``.
-        id: The bundle's row in its record.
+        id: The bundle's row in its record; with the bundle's name where several have that row.
         reason, remedy: Why it is not ``ok``. exit_code: 0, 3 or 4 accordingly.
         preflight: What was looked at before anything was sent, as a table.
         check, bench: What the runner said there; None where it did not come so far. Of several rounds the medians.
