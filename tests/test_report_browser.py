@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +184,34 @@ def test_the_colours_of_a_picture_stay_apart(opened: browser.Browser, page: Path
     found = opened.eval(painted)
     assert max(len(colours) for colours in found) >= 5
     assert all(len(set(colours)) == len(colours) for colours in found)
+
+
+NAMED = {"button", "link", "searchbox", "textbox", "combobox", "table", "region", "image", "graphics-document"}
+
+
+def test_everything_that_a_screen_reader_stops_at_has_a_name(opened: browser.Browser) -> None:
+    """By the browser's own accessibility tree, which is what a screen reader is given."""
+    opened.eval("document.querySelectorAll('details').forEach(part => part.open = true)")
+    opened.call("Accessibility.enable")
+    nodes = opened.call("Accessibility.getFullAXTree")["nodes"]
+    found = [(node["role"]["value"], node.get("name", {}).get("value", "").strip()) for node in nodes if "role" in node]
+    roles = {role for role, _ in found}
+    assert roles >= {"main", "banner", "contentinfo", "table", "button", "searchbox", "columnheader", "rowheader"}
+    assert [role for role, name in found if role in NAMED and not name] == []
+    assert sum(role == "main" for role, _ in found) == 1
+
+
+def test_headings_go_down_step_by_step_and_no_id_comes_twice(opened: browser.Browser) -> None:
+    levels = opened.eval("[...document.querySelectorAll('h1, h2, h3, h4')].map(h => +h.tagName[1])")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = opened.eval("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(set(ids)) == len(ids)
+    links = "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => a.getAttribute('href'))"
+    broken = f"{links}.filter(to => !document.getElementById(to.slice(1)))"
+    assert opened.eval(broken) == []
+    assert opened.eval("document.documentElement.lang") == "en"
 
 
 # Every text against what lies behind it, by WCAG 2.2's contrast formula; signs beside a word may have 3.
