@@ -137,9 +137,10 @@ def run(
 
 def _drain(process: subprocess.Popen[bytes], tail: bytearray) -> None:
     assert process.stdout is not None
-    while chunk := os.read(process.stdout.fileno(), 65536):
-        tail += chunk
-        del tail[:-KEPT_OUTPUT]
+    with process.stdout:
+        while chunk := os.read(process.stdout.fileno(), 65536):
+            tail += chunk
+            del tail[:-KEPT_OUTPUT]
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

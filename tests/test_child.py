@@ -168,3 +168,12 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def test_no_pipe_is_left_open() -> None:
+    """``python -W error`` would tell of it on every call."""
+    script = "from edgekit import child; child.call('os:getpid'); import gc; gc.collect()"
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "ResourceWarning" not in done.stderr
