@@ -55,10 +55,16 @@ _state = _State()
 _listener: ContextVar[list[str] | None] = ContextVar("listener", default=None)
 
 
-def configure(*, quiet: bool = False, verbosity: int = 0) -> None:
-    """Let edgekit speak on stderr (the command line calls this; a library user need not)."""
-    _state.speaking, _state.quiet, _state.verbosity = True, quiet, verbosity
-    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+def configure(*, quiet: bool | None = None, verbosity: int | None = None) -> None:
+    """Let edgekit speak on stderr (the command line calls this; a library user need not).
+
+    Args:
+        quiet: Only warnings and errors. verbosity: How much detail. None: as it is.
+    """
+    _state.speaking = True
+    _state.quiet = _state.quiet if quiet is None else quiet
+    _state.verbosity = _state.verbosity if verbosity is None else verbosity
+    level = {0: logging.WARNING, 1: logging.INFO}.get(_state.verbosity, logging.DEBUG)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     log.setLevel(level)
     for stream in (sys.stdout, sys.stderr):

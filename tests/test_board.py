@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -85,6 +86,17 @@ def test_quiet_shows_warnings_alone_and_a_dumb_terminal_gets_lines() -> None:
     assert plainly("--quiet") == "warning: a word of warning\n"
     assert on_a_terminal("--quiet").split() == ["warning:", "a", "word", "of", "warning"]
     assert "fp32@cpu: export (1.0 s)" in on_a_terminal(TERM="dumb")
+
+
+def test_json_says_nothing_but_warnings_beside_itself_whatever_else_is_asked() -> None:
+    command = [sys.executable, "-m", "edgekit", "-v", "targets", "x86-cpu", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["targets"][0]["name"] == "x86-cpu"
+    script = (
+        "from edgekit import console as c; c.configure(quiet=True); c.configure(verbosity=1); c.note('x'); c.warn('y')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "warning: y\n"
 
 
 def test_more_rows_than_the_terminal_has_lines_are_counted() -> None:

@@ -36,6 +36,10 @@ def common(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 def JSON(verb: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 (a decorator like OUT)
     """``--json``, and what every verb has."""
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, and nothing else there.")(
-        common(verb)
-    )
+    told = "One JSON document on stdout, and nothing else there; on stderr warnings and errors."
+    return click.option("--json", "as_json", is_flag=True, callback=_json, help=told)(common(verb))
+
+
+def _json(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    _quiet(context, parameter, value)
+    return value
