@@ -1,6 +1,6 @@
 """Quantization-aware training of the graph that ships, on the CIFAR ResNet-20: accuracy, agreement, cost.
 
-    python benchmarks/qat.py --data DIR [--epochs 2] [--images 24000] [--out benchmarks/qat.md]
+    python benchmarks/qat.py --data DIR [--epochs 2] [--images 24000] [--only static] [--out benchmarks/qat.md]
 
 DIR holds cifar10-train.tar, cifar10-test.tar and resnet20-cifar10.pt. The Q/DQ file is trained with 8-bit weights, and
 with its weights cut down to multiples of 16 first (what 4-bit rounding costs), with the scales as they are and
@@ -43,19 +43,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEKIT_TEST_DATA"), required=False)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--images", type=int, default=24_000)
+    parser.add_argument("--only", default="", help="a part of a variant's name: what is trained")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("qat.md"))
     options = parser.parse_args()
     if options.data is None:
         parser.error("name the folder of the data with --data")
     with tempfile.TemporaryDirectory() as name:
-        rows = run(Path(options.data), Path(name), options.epochs, options.images)
+        rows = run(Path(options.data), Path(name), options.epochs, options.images, options.only)
     text = f"# QAT of the graph that ships, ResNet-20\n\nMade by `benchmarks/qat.py`, {options.epochs} epochs over "
     text += f"{options.images} images.\n\n{HEAD}\n" + "\n".join(rows) + "\n"
     print(text)
     store.write_text(options.out, text)
 
 
-def run(data: Path, folder: Path, epochs: int, images: int) -> list[str]:
+def run(data: Path, folder: Path, epochs: int, images: int, only: str) -> list[str]:
     """One line of the table for each variant."""
     model = resnet20(data, folder / "float.onnx")
     train_set = dict(enumerate(cifar(data, "train")))
@@ -79,10 +80,12 @@ def run(data: Path, folder: Path, epochs: int, images: int) -> list[str]:
     for student in (static, rough):
         table.append(line(student.stem, *judge(student, test), reference))
         for learn_scales in (False, True):
+            title = f"{student.stem} + QAT{', scales learned' if learn_scales else ''}"
+            if only not in title:
+                continue
             start = time.monotonic()
             out = finetuned(student, model, folder, epochs, learn_scales)
             seconds = time.monotonic() - start
-            title = f"{student.stem} + QAT{', scales learned' if learn_scales else ''}"
             table.append(line(title, *judge(out, test), reference, seconds))
             print(table[-1], flush=True)
     return table
