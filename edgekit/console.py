@@ -45,6 +45,7 @@ class _State:
     speaking: bool = False
     quiet: bool = False
     verbosity: int = 0
+    plain: bool = False
     progress: Progress | None = None
     held: Console | None = None
     warnings: list[str] = field(default_factory=list)
@@ -55,15 +56,17 @@ _state = _State()
 _listener: ContextVar[list[str] | None] = ContextVar("listener", default=None)
 
 
-def configure(*, quiet: bool | None = None, verbosity: int | None = None) -> None:
+def configure(*, quiet: bool | None = None, verbosity: int | None = None, plain: bool | None = None) -> None:
     """Let edgekit speak on stderr (the command line calls this; a library user need not).
 
     Args:
-        quiet: Only warnings and errors. verbosity: How much detail. None: as it is.
+        quiet: Only warnings and errors. verbosity: How much detail. plain: Lines alone, nothing that is drawn
+            over. None: as it is.
     """
     _state.speaking = True
     _state.quiet = _state.quiet if quiet is None else quiet
     _state.verbosity = _state.verbosity if verbosity is None else verbosity
+    _state.plain = _state.plain if plain is None else plain
     level = {0: logging.WARNING, 1: logging.INFO}.get(_state.verbosity, logging.DEBUG)
     logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
     log.setLevel(level)
@@ -117,7 +120,7 @@ def held() -> Iterator[Console]:
 
 def live() -> bool:
     """Whether a person watches on a terminal that can be drawn over."""
-    watched = _state.speaking and not _state.quiet and not _state.progress
+    watched = _state.speaking and not (_state.quiet or _state.plain or _state.progress)
     return watched and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -18,7 +17,7 @@ from edgekit.gating import outputs
 RUN = """
 import sys
 from edgekit import board, console
-console.configure(quiet="--quiet" in sys.argv)
+console.configure(quiet="--quiet" in sys.argv, plain="--json" in sys.argv)
 with board.showing(["fp32@cpu", "int8@cpu", "bad@cpu"]):
     board.at("fp32@cpu", "export")
     board.done("fp32@cpu", "export", "1.0 s")
@@ -88,10 +87,13 @@ def test_quiet_shows_warnings_alone_and_a_dumb_terminal_gets_lines() -> None:
     assert "fp32@cpu: export (1.0 s)" in on_a_terminal(TERM="dumb")
 
 
-def test_json_says_nothing_but_warnings_beside_itself_whatever_else_is_asked() -> None:
-    command = [sys.executable, "-m", "edgekit", "-v", "targets", "x86-cpu", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["targets"][0]["name"] == "x86-cpu"
+def test_beside_json_nothing_is_drawn_and_lines_remain() -> None:
+    drawn = on_a_terminal("--json")
+    assert "waiting" not in drawn
+    assert "fp32@cpu: export (1.0 s)" in drawn
+
+
+def test_one_setting_leaves_the_others_as_they_were() -> None:
     script = (
         "from edgekit import console as c; c.configure(quiet=True); c.configure(verbosity=1); c.note('x'); c.warn('y')"
     )

@@ -56,7 +56,7 @@ def main() -> None:
         code = INPUT
     except (click.Abort, KeyboardInterrupt, _Terminated) as stop:
         console.warn("interrupted; the same command goes on where it was")
-        code = 143 if isinstance(stop, _Terminated) else 130
+        code = 143 if isinstance(stop, _Terminated) or isinstance(stop.__cause__, _Terminated) else 130  # click's Abort
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

@@ -36,10 +36,11 @@ def common(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 def JSON(verb: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 (a decorator like OUT)
     """``--json``, and what every verb has."""
-    told = "One JSON document on stdout, and nothing else there; on stderr warnings and errors."
+    told = "One JSON document on stdout, and nothing else there."
     return click.option("--json", "as_json", is_flag=True, callback=_json, help=told)(common(verb))
 
 
 def _json(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
-    _quiet(context, parameter, value)
+    if value:
+        console.configure(plain=True)
     return value
