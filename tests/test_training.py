@@ -423,6 +423,25 @@ def test_losses_of_the_users(folder: Path) -> None:
         vector((torch.ones(3),), torch.zeros(3))
 
 
+def softened(folder: Path, labels: torch.Tensor, temperature: float) -> float:
+    """The loss of one epoch that follows the teacher alone, without validation data and so without a metric."""
+    teacher = mlp(sigmoid=False)
+    with torch.no_grad():
+        teacher[2].weight.mul_(3)
+    exported.save(exported.capture(teacher, torch.randn(4, 16)), folder / "teacher.pt2")
+    data = {"train": [(torch.linspace(-1, 1, len(labels) * 16).reshape(-1, 16).numpy(), labels.numpy())]}
+    changes = {"metric": None, "teacher": str(folder / "teacher.pt2"), "scratch": str(folder / f"t{temperature}")}
+    one = job(folder, mlp(sigmoid=False), epochs=1, distill=1.0, temperature=temperature, **changes)
+    return float(work(one, data=data)["history"][-1]["loss"])
+
+
+@pytest.mark.parametrize(("labels", "classes"), [(torch.arange(8) % 2, True), (torch.linspace(0, 5, 8), False)])
+def test_whole_number_labels_soften_the_distillation_without_a_metric_too(
+    folder: Path, labels: torch.Tensor, classes: bool
+) -> None:
+    assert (softened(folder, labels, 1.0) != softened(folder, labels, 8.0)) is classes
+
+
 @pytest.mark.parametrize("ending", ["logits", "sigmoid", "softmax"])
 @pytest.mark.parametrize("task", ["classes", "values"])
 def test_distillation_is_least_at_the_teacher(task: str, ending: str) -> None:

@@ -52,7 +52,7 @@ def work(job: TrainJob, *, data: Any = None, loss: Callable[..., Any] | None = N
         train=train,
         validation=validation,
         loss=losses.task_loss(loss or job.settings.loss, metric=name, ending=student.ending, base=Path(job.base)),
-        distill=_distillation(job, losses.task_of(name), student, teacher),
+        distill=_distillation(job, _task(name, train) if teacher else "unknown", student, teacher),
         score=scored.score if scored else None,
         higher_is_better=scored.higher_is_better if scored else False,
         scratch=Path(job.scratch),
@@ -84,6 +84,16 @@ def _teacher(job: TrainJob) -> Trainee | None:
             remedy="give a teacher, or set distill = 0 to learn from labels alone",
         )
     return open_trainee(Path(job.teacher))
+
+
+def _task(metric: str | None, train: Split) -> str:
+    """The task by the metric's name; without one, a whole number for each sample means classes."""
+    task = losses.task_of(metric)
+    if task == "unknown":
+        labels = next(iter(train))[1]
+        if labels is not None and labels.ndim == 1 and not labels.is_floating_point():
+            return "classes"
+    return task
 
 
 def _watching(trainee: Trainee, job: TrainJob) -> Trainee:
