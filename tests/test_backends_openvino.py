@@ -87,6 +87,39 @@ def test_specialized_for_one_batch_and_right_for_all(model: Path, tmp_path: Path
         np.testing.assert_allclose(session.run({"x": x})[0], free.run({"x": x})[0], atol=1e-5)
 
 
+def test_an_array_that_comes_again_is_read_again(model: Path) -> None:
+    """Handed over once, shared from then on: a camera writes into one buffer."""
+    session, x = openvino.open_model(model, target()), np.array(onnx_models.samples(1))
+    other = np.array(onnx_models.samples(1)[:, :, ::-1])
+    (first,) = session.run({"x": x})
+    (again,) = session.run({"x": x})
+    np.testing.assert_array_equal(again, first)
+    kept = first.copy()
+    x[...] = other
+    (written,) = session.run({"x": x})
+    (fresh,) = session.run({"x": other})
+    np.testing.assert_array_equal(written, fresh)
+    np.testing.assert_array_equal(first, kept)  # what was given out is nobody's buffer
+    assert np.abs(written - first).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda x: np.asfortranarray(x),
+        lambda x: x.astype(np.float64),
+        lambda x: np.broadcast_to(x, x.shape),  # may not be written to
+        lambda x: np.repeat(x, 2, axis=3)[..., ::2],
+    ],
+)
+def test_arrays_that_cannot_be_shared_are_copied(odd: Any, model: Path) -> None:
+    session, x = openvino.open_model(model, target()), np.array(onnx_models.samples(1))
+    (right,) = session.run({"x": x})
+    strange = odd(x)
+    for feed in (strange, x, strange, x):
+        np.testing.assert_allclose(session.run({"x": feed})[0], right, atol=1e-6)
+
+
 def test_static_batch_stands_in_the_artifact(model: Path, tmp_path: Path) -> None:
     aim = target(batch=2, static_batch=True)
     artifact = openvino.compile_model(model, aim, tmp_path)

@@ -19,6 +19,7 @@ from edgekit.backends import (
     Port,
     _ov_cache,
     _ov_graph,
+    _ov_infer,
     check_feeds,
     check_file,
     options_of,
@@ -172,21 +173,20 @@ class _Session:
         self.outputs = tuple(_port(port) for port in graph.outputs)
         self._compile = compile_for
         self._free = tuple(port.name for port in self.inputs if specialize and None in port.shape)
-        self._infers: dict[tuple[tuple[int, ...], ...], Callable[..., Any]] = {}
+        self._infers: dict[tuple[tuple[int, ...], ...], Callable[[Feeds], list[np.ndarray[Any, Any]]]] = {}
         self._source = self.graph = graph
         self.compiled: Any = None
 
     def run(self, feeds: Feeds) -> list[np.ndarray[Any, Any]]:
         shapes = tuple([feeds[name].shape for name in self._free])
-        infer = self._infers.get(shapes) or self.prepare(shapes)
-        return list(infer(feeds, share_inputs=True).values())  # in the outputs' order; by index it takes 7 µs longer
+        return (self._infers.get(shapes) or self.prepare(shapes))(feeds)
 
-    def prepare(self, shapes: tuple[tuple[int, ...], ...]) -> Callable[..., Any]:
+    def prepare(self, shapes: tuple[tuple[int, ...], ...]) -> Callable[[Feeds], list[np.ndarray[Any, Any]]]:
         """Compile for these shapes of the inputs with free sizes; the oldest of many is forgotten."""
         while len(self._infers) >= MOST_SHAPES:
             self._infers.pop(next(iter(self._infers)))
         self.compiled, self.graph = self._compile(self._source, dict(zip(self._free, shapes, strict=True)))
-        self._infers[shapes] = self.compiled.create_infer_request().infer
+        self._infers[shapes] = _ov_infer.bound(self.compiled, _runtime().Tensor)
         return self._infers[shapes]
 
 
