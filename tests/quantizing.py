@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.quantizers import quantize_job
-from edgekit.target import load_target
+from edgekit.target import Target, load_target
 from edgekit.workload import spool
 
 Array = np.ndarray[Any, Any]
@@ -124,7 +124,7 @@ def quantize(
     data: Array | None,
     folder: Path,
     *,
-    target: str = "x86-cpu",
+    target: str | Target = "x86-cpu",
     size: int = 16,
     **settings: Any,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
@@ -137,7 +137,7 @@ def quantize(
         model=str(folder / "float.onnx"),
         out=str(folder / "out.onnx"),
         calibration=None if data is None else str(folder / "calibration"),
-        target=load_target(target).model_dump(mode="json"),
+        target=(load_target(target) if isinstance(target, str) else target).model_dump(mode="json"),
         settings={"method": "static", "calibration": "minmax", **settings},
     )
     made = onnx.load(folder / "out.onnx")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +18,9 @@ from onnx import TensorProto, helper
 from quantizing import decibels, graph, initializers, optimized_operators, quantize, residual_net, run, transformer
 
 from edgekit.errors import InputError, StageError
-from edgekit.quantizers import _codebook, _graph, _saturation, _trt_rules, clustered, weight_only
+from edgekit.quantizers import _codebook, _graph, _round, _saturation, _trt_rules, clustered, weight_only
 from edgekit.rooms import members
+from edgekit.target import load_target
 
 QEMU = shutil.which("qemu-x86_64-static")
 
@@ -279,6 +281,42 @@ def test_under_emulation_of_a_cpu_without_vnni_the_repaired_file_holds(
     wanted = run(model, data[:8])
     assert decibels(wanted, mine) > 25
     assert decibels(wanted, theirs) < decibels(wanted, mine) - 6
+
+
+# --- rounding ---
+
+
+@pytest.mark.parametrize("bits", [4, 7])
+def test_rounding_for_the_outputs_loses_less_of_them(rng: np.random.Generator, bits: int) -> None:
+    inputs = rng.normal(size=(500, 24)) @ rng.normal(size=(24, 24))  # correlated, as activations are
+    weight = rng.normal(size=(8, 24))
+    scale = np.abs(weight).max(axis=1) / (2 ** (bits - 1) - 1)
+    integers = _round._group(weight, scale, inputs.T @ inputs, bits)
+    assert np.abs(integers).max() <= 2 ** (bits - 1) - 1
+    nearest = np.rint(weight / scale[:, None]) * scale[:, None]
+    lost, plain = (((w - weight) @ inputs.T) ** 2 for w in (integers * scale[:, None], nearest))
+    assert lost.sum() < 0.6 * plain.sum()
+
+
+@pytest.mark.parametrize("model", [residual_net, transformer], ids=["convolutions", "products"])
+def test_seven_bits_are_rounded_for_the_outputs(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    made, shape = model(rng), (64, 3, 16, 16) if model is residual_net else (64, 12, 32)
+    data = rng.normal(size=shape).astype(np.float32)
+    scheme = load_target("x86-cpu").quantize.model_copy(update={"weight_bits": 7})
+    target = load_target("x86-cpu").model_copy(update={"quantize": scheme})
+    ours, report = quantize(made, data, tmp_path / "ours", target=target)
+    gains = [row["round"] for row in report["corrections"] if "round" in row]
+    assert gains
+    assert {int(np.abs(v).max()) for n, v in initializers(ours).items() if n.endswith("_q") and v.dtype == np.int8} <= {
+        *range(50, 64)
+    }
+    monkeypatch.setattr(_round, "coarse", lambda draft: [])
+    plain, _ = quantize(made, data, tmp_path / "plain", target=target)
+    fresh = rng.normal(size=shape).astype(np.float32)
+    wanted = run(made, fresh)
+    assert decibels(wanted, run(ours, fresh)) > decibels(wanted, run(plain, fresh)) + 0.2
 
 
 # --- TensorRT ---

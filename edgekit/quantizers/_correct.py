@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-    from edgekit.scheme import Scheme
+    from edgekit.quantizers._draft import Draft
 
     Array = np.ndarray[Any, Any]
 
@@ -33,28 +33,27 @@ def channel_axes(model: ir.Model, plan: Plan) -> dict[str, int]:
     return found
 
 
-def correct_biases(model: ir.Model, plan: Plan, statistics: Mapping[str, Statistics], scheme: Scheme) -> int:
-    """Take the mean error of the rounded weights out of the biases, in place (fast bias correction).
+def correct_biases(model: ir.Model, draft: Draft, statistics: Mapping[str, Statistics]) -> int:
+    """Take the mean error of a draft's rounded weights out of the biases of its graph, in place (fast bias correction).
 
     Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
     section 4.2, with the input's mean measured. Returns how many biases changed.
     """
-    import numpy as np
-
     count = 0
     for node in list(model.graph):
-        if node.name not in plan.weights or plan.weights[node.name][0] != 1:
+        if node.name not in draft.plan.weights or draft.plan.weights[node.name][0] != 1:
             continue
-        index, axis = plan.weights[node.name]
-        weight, source = constant(node.inputs[index]), node.inputs[0]
+        weight, source = constant(node.inputs[1]), node.inputs[0]
         mean = statistics[source.name or ""].channel_mean if source is not None else None
         if weight is None or mean is None:
             continue
-        axis = axis if scheme.per_channel else None
-        affine = _integers.weight(weight, axis, scheme.weight_bits)
-        error = weight - _integers.dequantize(_integers.quantize(weight, affine, axis), affine, axis)
-        shift = _mean_output(node, error, mean)
-        count += _shift_bias(model.graph, node, shift.astype(np.float32))
+        axis = draft.plan.weights[node.name][1] if draft.scheme.per_channel else None
+        affine = _integers.weight(weight, axis, draft.bits.get(node.name, draft.scheme.weight_bits))
+        integers = draft.weights.get(node.name)
+        if integers is None:
+            integers = _integers.quantize(weight, affine, axis)
+        shift = _mean_output(node, weight - _integers.dequantize(integers, affine, axis), mean)
+        count += _shift_bias(model.graph, node, shift.astype("float32"))
     return count
 
 

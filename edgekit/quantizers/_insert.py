@@ -35,7 +35,7 @@ def insert(
         plan: Where.
         ranges: ``(low, high)`` of every value in the plan.
         scheme: The target's.
-        weights: int8 weights by node, where rounding was learned; nearest otherwise.
+        weights: int8 weights by node, where they were rounded for the layer's output; nearest otherwise.
         bits: Bits of a node's weight, where it isn't the scheme's.
     """
     from onnx_ir.passes import common
@@ -103,12 +103,12 @@ def _weigh(
     affine = _integers.weight(array, axis, bits)
     bias = _bias(node, affine)
     if bias is not None and scheme.bias == "int32":
-        affine = _integers.widen_for_bias(affine, bias, float(input_scale))
+        narrow, affine = affine, _integers.widen_for_bias(affine, bias, float(input_scale))
+        if not np.array_equal(narrow.scale, affine.scale):
+            integers = None  # rounded for another scale
     stem = f"{value.name}_{bits}bit" if bits != scheme.weight_bits else value.name or ""
     if integers is None:
         integers = _clip_bits(_integers.quantize(array, affine, axis), bits)
-    else:
-        stem = f"{node.name}_weight"
     node.replace_input_with(index, _dequantized(graph, node, stem, integers, affine, axis))
     if bias is not None and scheme.bias == "int32":
         both = Affine((input_scale * affine.scale).astype(np.float32), np.zeros(affine.scale.shape, np.int32))

@@ -16,6 +16,7 @@ from edgekit.quantizers._calibrate import observed
 from edgekit.quantizers._draft import Draft
 from edgekit.quantizers._graph import attribute, constant
 from edgekit.quantizers._samples import Samples, fixed_batch
+from edgekit.quantizers._windows import windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +111,7 @@ def _tally(tally: list[Any], node: ir.Node, value: Array, weight: Array, draft: 
         zero = int(affine.zero_point) + 128
     else:
         zero = int(affine.zero_point)
-    rows = _patches(node, integers, zero) if node.op_type == "Conv" else integers.reshape(1, -1, integers.shape[-1])
+    rows = windows(node, integers, zero) if node.op_type == "Conv" else integers.reshape(1, -1, integers.shape[-1])
     step = max(1, rows.shape[1] // ROWS)
     even, odd = _pairs(rows[:, ::step], axis=2)
     weight_even, weight_odd = _pairs(weight, axis=1)
@@ -121,27 +122,6 @@ def _tally(tally: list[Any], node: ir.Node, value: Array, weight: Array, draft: 
             tally[0] += int((peaks > LIMIT).sum())
             tally[1] += sums.size
             tally[2] = max(tally[2], float(peaks.max(initial=0)))
-
-
-def _patches(node: ir.Node, integers: Array, zero: int) -> Array:
-    """What a convolution multiplies: (groups, N × positions, rows × columns × channels of a group)."""
-    import numpy as np
-
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    size, rank = weight.shape[2:], weight.ndim - 2
-    pads, strides = attribute(node, "pads", [0] * 2 * rank), attribute(node, "strides", [1] * rank)
-    dilations, groups = attribute(node, "dilations", [1] * rank), attribute(node, "group", 1)
-    around = [(0, 0), (0, 0)] + [(pads[i], pads[i + rank]) for i in range(rank)]
-    padded = np.pad(integers, around, constant_values=zero)
-    reach = tuple((k - 1) * d + 1 for k, d in zip(size, dilations, strict=True))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, 2 + rank)))
-    steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in dilations)
-    windows = windows[(slice(None), slice(None), *steps)]  # N, C, positions …, taps …
-    count, channels = windows.shape[:2]
-    windows = windows.reshape(count, groups, channels // groups, *windows.shape[2:])
-    order = (1, 0, *range(3, 3 + rank), *range(3 + rank, 3 + 2 * rank), 2)
-    return windows.transpose(order).reshape(groups, -1, int(np.prod(size)) * (channels // groups))
 
 
 def repair(draft: Draft, found: list[dict[str, Any]]) -> Mapping[str, int]:

@@ -15,6 +15,7 @@ from edgekit.quantizers import (
     _place,
     _prepare,
     _ranges,
+    _round,
     _samples,
     _saturation,
     _trt_rules,
@@ -50,13 +51,21 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     prepared = _prepare.prepare(model, _faster.rules(job.target, floats))
     judge = Judge(model, replace(data, part="held"), job.validation, job.metric, job.base)
     plan = _place.plan(model.graph, scheme, dict.fromkeys(floats, _faster.REASON))
-    draft, score, found = _drafted(model, plan, data, judge, scheme, settings.calibration)
+    draft, score, seen, found = _drafted(model, plan, data, judge, scheme, settings.calibration)
     draft = replace(draft, floats=dict.fromkeys(floats, _faster.REASON))
     report = {"method": "static", "samples": len(data), "prepared": prepared, "timed_in_float": timed, **found}
     if scheme.saturates:
         risks = _saturation.overflows(draft, data)
         draft = replace(draft, bits=_saturation.repair(draft, risks))
         report["saturation"] = {"layers": risks, "repaired_with_bits": _saturation.SAFE_BITS}
+    if layers := _round.coarse(draft):
+        plain = draft.uncorrected or draft.model  # its biases made up for weights that are now others
+        weights = _round.rounded(draft, layers, data)
+        other = _unbiased(replace(draft, model=plain, weights=weights), seen)
+        score, better = judge.sqnr([draft.build(), other.build()])
+        if better > score + WORTH_DB:
+            report["corrections"].append({"round": round(better - score, 2)})
+            draft, score = other, better
     if settings.max_drop is not None:
         draft, guarded = _guard.guard(draft, judge, settings.max_drop)
         report |= guarded
@@ -75,8 +84,8 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
 
 def _drafted(
     model: ir.Model, plan: Plan, data: Samples, judge: Judge, scheme: Scheme, method: str
-) -> tuple[Draft, float, dict[str, Any]]:
-    """The best draft, by signal-to-noise on the samples held out, with ranges from all samples."""
+) -> tuple[Draft, float, Seen, dict[str, Any]]:
+    """The best draft, by signal-to-noise on the samples held out, with ranges from all samples, and what was seen."""
     started = time.perf_counter()
     parts: tuple[Part, ...] = ("rest", "held") if method == "auto" else ("all",)
     collected = [_collect(model, plan, replace(data, part=part), method) for part in parts]
@@ -90,17 +99,18 @@ def _drafted(
         "calibration_s": round(seconds, 3),
         "candidates": {name: round(score, 2) for name, score in zip(methods, scores, strict=True)},
     }
-    seen = _merged(*collected) if method == "auto" else collected[0]
+    seen: Seen = _merged(*collected) if method == "auto" else collected[0]
     draft = drafts[best] if method != "auto" else _draft(model, plan, seen, methods[best], scheme)
     changes = EVERY if method == "auto" else SMOOTH
-    draft, score, report["corrections"] = _mended(draft, scores[best], seen, data, judge, methods[best], changes)
-    return draft, score, report
+    mended = _mended(draft, scores[best], seen, data, judge, methods[best], changes)
+    draft, score, seen, report["corrections"] = mended
+    return draft, score, seen, report
 
 
 def _mended(
     draft: Draft, score: float, seen: Seen, data: Samples, judge: Judge, method: str, changes: Mapping[str, Change]
-) -> tuple[Draft, float, list[dict[str, float]]]:
-    """The draft with the corrections that gain signal, its decibels, and what each correction gained."""
+) -> tuple[Draft, float, Seen, list[dict[str, float]]]:
+    """The draft with the corrections that gain signal, its decibels, what was seen, and what each correction gained."""
     plan, scheme, corrections = draft.plan, draft.scheme, []
     few = replace(data, limit=min(data.limit, TRIED_ON), part="all")
     for name, change in changes.items():
@@ -116,13 +126,13 @@ def _mended(
     before, after = judge.sqnr([draft.build(), unbiased.build()])
     if after > before:
         corrections.append({"bias": round(after - before, 2)})
-    return (unbiased if after > before else draft), max(before, after), corrections
+    return (unbiased if after > before else draft), max(before, after), seen, corrections
 
 
 def _unbiased(draft: Draft, seen: Seen) -> Draft:
     model = draft.model.clone()
-    _correct.correct_biases(model, draft.plan, seen, draft.scheme)
-    return replace(draft, model=model)
+    _correct.correct_biases(model, draft, seen)
+    return replace(draft, model=model, uncorrected=draft.model)
 
 
 def _draft(model: ir.Model, plan: Plan, seen: Seen, method: str, scheme: Scheme) -> Draft:
