@@ -255,10 +255,10 @@ def cifar(data: Path, split: str) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
             yield (pixels / 255 - MEAN) / STD, CLASSES.index(member.name.split("/")[1])
 
 
-def spooled(images: list[tuple[Any, int]], folder: Path) -> Path:
-    """Batches of 64."""
+def spooled(images: list[tuple[Any, int]], folder: Path, name: str = "x") -> Path:
+    """Batches of 64 for the input of that name."""
     parts = [images[i : i + 64] for i in range(0, len(images), 64)]
-    spool.write((({"x": np.stack([x for x, _ in p])}, np.array([y for _, y in p])) for p in parts), folder)
+    spool.write((({name: np.stack([x for x, _ in p])}, np.array([y for _, y in p])) for p in parts), folder)
     return folder
 
 
@@ -282,16 +282,17 @@ def small_model(key: str, data: Path, folder: Path, names: list[str], python: st
     import torch
 
     from benchmarks import _small_models
-    from edgekit import api
+    from edgekit import api, onnxfile
 
     kind = _small_models.KINDS[key]
     x, y, test, labels = kind.data(data)
     module, model = _small_models.trained(kind, (x, y, test, labels)), folder / f"{key}.onnx"
     api.export(module, torch.from_numpy(test[:2]), out=model)
-    order = np.random.default_rng(0).permutation(len(x))
-    train = spooled([(x[i], y[i]) for i in order], folder / f"{key}-train")
-    samples = spooled([(x[i], y[i]) for i in order[:count]], folder / f"{key}-samples")
-    judged = spooled(list(zip(test, labels, strict=True)), folder / f"{key}-test")
+    name = onnxfile.inputs(model)[0].name
+    train_set = [(x[i], y[i]) for i in np.random.default_rng(0).permutation(len(x))]
+    train = spooled(train_set, folder / f"{key}-train", name)
+    samples = spooled(train_set[:count], folder / f"{key}-samples", name)
+    judged = spooled(list(zip(test, labels, strict=True)), folder / f"{key}-test", name)
     wanted = names if key in ("vit", "bert") else [n for n in names if "dynamic" not in n]
     return compare(f"{kind.title}, {count} samples", model, samples, judged, wanted, python, train)
 
