@@ -18,7 +18,7 @@ from typing import Any
 from edgekit.deploy._remote import MAX_OUTPUT, Remote
 from edgekit.errors import StageError
 
-MAX_REPORT = 200_000  # bytes of one report
+MAX_REPORT, MAX_WORDS = 200_000, 4_000  # bytes of one report, and of what was said on stderr
 WAIT_S = 1800  # how long a job waits for the one before it
 
 _RUN = """
@@ -68,9 +68,10 @@ $detach sh {job}/run.sh >/dev/null 2>&1 </dev/null &
 _FETCH = """
 cd && [ -f {job}/done ] || exit 3
 for name in {names}; do
-  for kind in code out err; do
+  for kind in code err out; do
     echo "{mark} $name.$kind"
-    head -c {limit} {job}/$name.$kind 2>/dev/null
+    if [ $kind = err ]; then cut="tail -c {words}"; else cut="head -c {limit}"; fi
+    $cut {job}/$name.$kind 2>/dev/null
     echo
   done
 done
@@ -166,8 +167,8 @@ def fetch(remote: Remote, work: Work) -> list[Finished] | None:
     """
     mark, job = f"edgekit-part-{secrets.token_hex(8)}", work.folder
     names = [name for _, name, _ in work.steps()]
-    limit = min(MAX_REPORT, MAX_OUTPUT // 2 // len(names) // 2)
-    answer = remote.script(_FETCH.format(job=job, mark=mark, limit=limit, names=" ".join(names)))
+    limit = min(MAX_REPORT, max(MAX_WORDS, MAX_OUTPUT * 3 // 4 // len(names) - 2 * MAX_WORDS))
+    answer = remote.script(_FETCH.format(job=job, mark=mark, limit=limit, words=MAX_WORDS, names=" ".join(names)))
     if answer.code == 3:
         if pending(remote, job):
             return None
@@ -189,7 +190,7 @@ def fetch(remote: Remote, work: Work) -> list[Finished] | None:
 def _step(parts: dict[str, str], name: str) -> Step:
     code = parts.get(f"{name}.code", "")
     report = _report(name.partition("-")[0], parts.get(f"{name}.out", ""))
-    return Step(int(code) if code.isdigit() else 3, report, parts.get(f"{name}.err", "")[-4000:])
+    return Step(int(code) if code.isdigit() else 3, report, parts.get(f"{name}.err", ""))
 
 
 def forget(remote: Remote, job: str) -> None:
