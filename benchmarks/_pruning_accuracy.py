@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Data = tuple[Tensor, Tensor]
-SHARE = 0.3  # of the multiply-adds stay
-EPOCHS = {"training": 25, "recovery": 5}
+SHARE = 0.15  # of the multiply-adds stay
+EPOCHS = {"training": 25, "recovery": 3}
 
 
 class Residual(nn.Module):
