@@ -488,6 +488,23 @@ def test_from_python_a_file_is_taken_in_as_by_the_recipe(rng: np.random.Generato
     assert optimized_operators(made, tmp_path)["QLinearConv"] == 3
 
 
+def test_from_python_sizes_may_be_free_and_vary(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Free height and width, told by nothing but the data, which come in two sizes."""
+    model = residual_net(rng)
+    for axis, name in ((2, "height"), (3, "")):
+        size = model.graph.input[0].type.tensor_type.shape.dim[axis]
+        size.Clear()
+        size.dim_param = name
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "theirs.onnx")
+    data = [rng.normal(size=(24, 3, side, side)).astype(np.float32) for side in (16, 20)]
+    done = edgekit.quantize(tmp_path / "theirs.onnx", data, ranges="minmax", out=tmp_path / "q.onnx")
+    made = onnx.load(done.path)
+    assert done.report["samples"] == 48
+    for part in data:
+        assert decibels(run(model, part), run(made, part)) > 25
+
+
 def test_from_python_a_batch_norm_is_folded_first(rng: np.random.Generator, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], "conv", kernel_shape=[1, 1]),

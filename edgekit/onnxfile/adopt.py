@@ -7,6 +7,7 @@ child process, and what comes out is run beside what came in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,26 @@ from edgekit.recipe import ExportSection
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 LIMIT_S = 900.0
 OLDEST = 18  # opsets below are converted: rules and quantizers know one form of each operator
 KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 
 
-def normalize(path: Path | str, out: Path | str, settings: ExportSection | None = None) -> dict[str, Any]:
+def normalize(
+    path: Path | str,
+    out: Path | str,
+    settings: ExportSection | None = None,
+    example: Mapping[str, Sequence[int]] | Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
     """Bring a user's ONNX file into edgekit's form.
 
     Args:
         path: The user's file; nothing of it is trusted.
         out: The file to write.
         settings: ``[export]``: fixed shapes, opset and preprocessing.
+        example: Shapes of a batch by input or in the inputs' order: what free sizes are tried at, if nothing else says.
 
     Returns:
         ``parity`` of the new file with the user's, and ``warnings``.
@@ -42,7 +50,8 @@ def normalize(path: Path | str, out: Path | str, settings: ExportSection | None 
     """
     path = Path(path)
     require(path, "onnx")
-    job = {"model": str(path), "out": str(out), "settings": (settings or ExportSection()).model_dump(mode="json")}
+    section = (settings or ExportSection()).model_dump(mode="json")
+    job = {"model": str(path), "out": str(out), "settings": section, "example": example}
     try:
         made = _attempt(job, convert=True)
     except StageError:  # the version converter is native code too: crashed, or changed what the model computes
@@ -65,7 +74,13 @@ def _attempt(job: dict[str, Any], *, convert: bool) -> dict[str, Any]:
     return made
 
 
-def normalize_job(model: str, out: str, settings: dict[str, Any], convert: bool = True) -> dict[str, Any]:
+def normalize_job(
+    model: str,
+    out: str,
+    settings: dict[str, Any],
+    convert: bool = True,
+    example: Mapping[str, Sequence[int]] | Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
     """Child side of :func:`normalize`; ``convert``: whether an old opset is brought up to date."""
     from edgekit import onnxfile
     from edgekit.exporting import save
@@ -85,12 +100,29 @@ def normalize_job(model: str, out: str, settings: dict[str, Any], convert: bool 
         onnxedit.fix_shapes(graph, section.shapes)
     if section.sizes:
         onnxedit.carry_shapes(graph, onnxedit.shapes_for(graph, section.sizes))
+    elif example is not None:
+        onnxedit.carry_shapes(graph, _example_shapes(graph, example))
     save(graph, target)
     parity = _parity(source, target, warnings)
     if section.preprocess:
         onnxedit.put_preprocessing_in_front(graph, section.preprocess)
         save(graph, target)
     return {"parity": parity, "warnings": warnings, "nodes": len(graph.graph), "opset": graph.opset_imports[""]}
+
+
+def _example_shapes(
+    graph: ir.Model, example: Mapping[str, Sequence[int]] | Sequence[Sequence[int]]
+) -> dict[str, list[int]]:
+    """The example's shapes as those of one sample; one that does not fit its input is left to who checks the data."""
+    inputs = list(graph.graph.inputs)
+    given = example if isinstance(example, Mapping) else dict(zip((v.name for v in inputs), example, strict=False))
+    found = {}
+    for value in inputs:
+        sizes, shape = list(value.shape or ()), list(given.get(value.name or "", ()))
+        if shape and len(shape) == len(sizes):
+            first = sizes[0] if isinstance(sizes[0], int) else 1
+            found[value.name or ""] = [first, *shape[1:]]
+    return found
 
 
 def _refuse_foreign(proto: onnx.ModelProto, path: Path) -> None:

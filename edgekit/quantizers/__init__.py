@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +151,7 @@ def _source(model: Any, first: Any, folder: Path, opset: int) -> Path:
     A torch module is captured with the first batch as its example.
     """
     if isinstance(model, str | Path) and onnxfile.sniff(model) == "onnx":
-        onnxfile.normalize(model, folder / "model.onnx", ExportSection(opset=opset))
+        onnxfile.normalize(model, folder / "model.onnx", ExportSection(opset=opset), _batch_shapes(first))
         return folder / "model.onnx"
     from edgekit import exported
 
@@ -161,6 +161,17 @@ def _source(model: Any, first: Any, folder: Path, opset: int) -> Path:
         inputs = first[0] if isinstance(first, tuple | list) and len(first) == 2 else first
         model = exported.capture(model, _tensors(inputs))
     return exported.save(model, folder / "model.pt2")
+
+
+def _batch_shapes(batch: Any) -> dict[str, list[int]] | list[list[int]]:
+    """The shapes of a batch's inputs, by name where they are named."""
+    from edgekit.workload.batches import as_array
+
+    inputs = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+    if isinstance(inputs, Mapping):
+        return {name: list(as_array(value).shape) for name, value in inputs.items()}
+    values = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    return [list(as_array(value).shape) for value in values]
 
 
 def _onnx(source: Path, folder: Path, opset: int) -> Path:

@@ -67,18 +67,22 @@ class Samples:
                     yield {name: value[row : row + 1] for name, value in feeds.items()}
 
     def groups(self, size: int, *, full: bool = False) -> Iterator[Feeds]:
-        """Groups of ``size`` samples: input name → array (size, …).
+        """Groups of ``size`` samples: input name → array (size, …); one ends early where the samples' shapes change.
 
         Args:
             size: Samples of a group; the last may be smaller.
-            full: Fill the last group up by repeating its samples, for a model whose batch is fixed.
+            full: Fill a smaller group up by repeating its samples, for a model whose batch is fixed.
         """
         import numpy as np
 
-        stream = self.singles()
-        while held := list(itertools.islice(stream, size)):
-            chosen = [held[i % len(held)] for i in range(size)] if full else held
-            yield {name: np.concatenate([sample[name] for sample in chosen]) for name in chosen[0]}
+        for _, alike in itertools.groupby(self.singles(), key=_shapes):
+            while held := list(itertools.islice(alike, size)):
+                chosen = [held[i % len(held)] for i in range(size)] if full else held
+                yield {name: np.concatenate([sample[name] for sample in chosen]) for name in chosen[0]}
+
+
+def _shapes(sample: Feeds) -> list[tuple[int, ...]]:
+    return [value.shape for value in sample.values()]
 
 
 def fixed_batch(model: ir.Model) -> int | None:
