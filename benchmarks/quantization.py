@@ -191,7 +191,7 @@ def speedups(rows: list[Row], feeds: dict[str, Any], runtime: str) -> None:
         row.speedup[runtime] = float(np.median(times[:, 0] / times[:, index]))
 
 
-def judge(rows: list[Row], test: spool.Spool) -> None:
+def judge(rows: list[Row], test: spool.Spool, labelled: bool) -> None:
     """Accuracy (where there are labels) and signal-to-noise against the first row, in ONNX Runtime."""
     sessions = [onnxruntime_session(row.path) for row in rows]
     hits, noise, signal, count = np.zeros(len(rows)), np.zeros(len(rows)), 0.0, 0
@@ -204,7 +204,7 @@ def judge(rows: list[Row], test: spool.Spool) -> None:
             if labels is not None:
                 hits[index] += int((output.argmax(axis=1) == labels).sum())
     for index, row in enumerate(rows):
-        row.accuracy = hits[index] / count if test.labelled else None
+        row.accuracy = hits[index] / count if labelled else None
         row.sqnr = float(10 * np.log10(signal / noise[index])) if noise[index] else None
 
 
@@ -236,7 +236,7 @@ def compare(
         splits = {each: (train if "QAT" in each else samples) for each in names}
         made = [quantize(each, model, split, Path(name), python) for each, split in splits.items() if split]
         rows = [Row("fp32", model), *(row for row in made if row.path.exists())]
-        judge(rows, spool.read(test))
+        judge(rows, spool.read(test), labelled=test != samples)
         first = next(spool.read(samples).feeds())
         for runtime in RUNTIMES:
             speedups(rows, {key: value[:1] for key, value in first.items()}, runtime)
