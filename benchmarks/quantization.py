@@ -65,6 +65,19 @@ done = nncf.quantize(onnx.load(sys.argv[1]), nncf.Dataset(feeds), subset_size=le
                      target_device=nncf.TargetDevice.CPU, fast_bias_correction=sys.argv[4] == "fast")
 onnx.save(done, sys.argv[3])
 """
+TORCHAO = """
+import sys, torch
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+from edgekit.workload import spool
+batches = [torch.from_numpy(next(iter(feeds.values()))) for feeds in spool.read(sys.argv[2]).feeds()]
+quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+module = prepare_pt2e(torch.export.load(sys.argv[1] + ".pt2").module(), quantizer)
+for batch in batches:
+    module(batch)
+torch.onnx.export(convert_pt2e(module), (batches[0],), sys.argv[3], dynamo=True, dynamic_shapes=({0: "batch"},),
+                  input_names=list(next(spool.read(sys.argv[2]).feeds())), external_data=False)
+"""
 EDGEKIT = """
 import json, sys
 from edgekit.quantizers import quantize_job
@@ -98,6 +111,7 @@ QUANTIZERS: dict[str, tuple[str, list[str]]] = {
     "onnxruntime, Percentile": (ORT, ["Percentile"]),
     "onnxruntime, dynamic": (ORT_DYNAMIC, []),
     "nncf": (NNCF, ["fast"]),
+    "torchao, PT2E": (TORCHAO, []),
 }
 
 
@@ -288,6 +302,7 @@ def small_model(key: str, data: Path, folder: Path, names: list[str], python: st
     x, y, test, labels = kind.data(data)
     module, model = _small_models.trained(kind, (x, y, test, labels)), folder / f"{key}.onnx"
     api.export(module, torch.from_numpy(test[:2]), out=model)
+    keep_program(module, torch.from_numpy(test[:2]), model)
     name = onnxfile.inputs(model)[0].name
     train_set = [(x[i], y[i]) for i in np.random.default_rng(0).permutation(len(x))]
     train = spooled(train_set, folder / f"{key}-train", name)
@@ -295,6 +310,14 @@ def small_model(key: str, data: Path, folder: Path, names: list[str], python: st
     judged = spooled(list(zip(test, labels, strict=True)), folder / f"{key}-test", name)
     wanted = names if key in ("vit", "bert") else [n for n in names if "dynamic" not in n]
     return compare(f"{kind.title}, {count} samples", model, samples, judged, wanted, python, train)
+
+
+def keep_program(module: Any, example: Any, model: Path) -> None:
+    """Put the torch program beside its ONNX file, for who quantizes in torch."""
+    import torch
+
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, f"{model}.pt2")
 
 
 def resnet20(data: Path, out: Path) -> Path:
@@ -378,12 +401,15 @@ def main() -> None:
 
 def on_resnet20(data: Path, folder: Path, names: list[str], options: Any, kinds: list[str]) -> str:
     """The tables of the ResNet-20."""
+    import torch
+
     order = np.random.default_rng(0).permutation(25_000)
     train = list(cifar(data, "train"))
     model, tables = resnet20(data, folder / "resnet20.onnx"), []
     if "resnet20" in kinds:
         samples = spooled([train[i] for i in order[: options.samples]], folder / "samples")
         test = spooled(list(cifar(data, "test")), folder / "test")
+        keep_program(resnet20_module(data), torch.zeros(2, 3, 32, 32), model)
         title = f"ResNet-20, CIFAR-10, {options.samples} samples"
         static = [n for n in names if "dynamic" not in n]  # QAT of this one: qat.py
         tables.append(compare(title, model, samples, test, static, options.peer_python))
