@@ -126,17 +126,7 @@ def deploy(
     if len(set(hosts)) < len(hosts):
         raise InputError("a device is named twice", remedy="name each once")
     with ExitStack() as stack:
-        opened = [stack.enter_context(bundles.opened(path)) for path in paths]
-        ids = [manifest["id"] for _, manifest in opened]
-        sent = [
-            _Bundle(
-                at,
-                manifest,
-                store.sha256_file(at / bundles.MANIFEST),
-                manifest["id"] if ids.count(manifest["id"]) == 1 else f"{manifest['id']} in {Path(path).name}",
-            )
-            for (at, manifest), path in zip(opened, paths, strict=True)
-        ]
+        sent = _named(paths, [stack.enter_context(bundles.opened(path)) for path in paths])
         _check_together(sent)
         record = _record.record_of(results, [one.manifest for one in sent]) if results else None
         wheels = Path(wheel_folder) if wheel_folder else None
@@ -149,6 +139,20 @@ def deploy(
     if record and results:
         result.write_results(merge(record, outcomes), _record.file_of(results))
     return outcomes
+
+
+def _named(paths: Sequence[Path | str], opened: Sequence[tuple[Path, dict[str, Any]]]) -> list[_Bundle]:
+    """The opened bundles, each under its row's id, with its file's name where two are of one row."""
+    ids = [manifest["id"] for _, manifest in opened]
+    return [
+        _Bundle(
+            at,
+            manifest,
+            store.sha256_file(at / bundles.MANIFEST),
+            manifest["id"] if ids.count(manifest["id"]) == 1 else f"{manifest['id']} in {Path(path).name}",
+        )
+        for (at, manifest), path in zip(opened, paths, strict=True)
+    ]
 
 
 def examine(hosts: Sequence[str], *, ssh_config: Path | str | None = None) -> list[Examined]:
