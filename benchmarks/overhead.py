@@ -98,7 +98,7 @@ def loop_overhead(folder: Path) -> list[str]:
 
 
 def _added(runtime: str, model: str) -> dict[str, float]:
-    """Runs in a child process: the least over 1,500 alternating blocks, in microseconds for one inference."""
+    """Runs in a child process: the fastest tenth of 1,500 alternating blocks, in microseconds for one inference."""
     import os
 
     os.sched_setaffinity(0, machine.pick_cores(1))
@@ -130,8 +130,9 @@ def _added(runtime: str, model: str) -> dict[str, float]:
         return (clock() - start) / len(samples)  # the whole loop, its clock reads too
 
     pairs = [(bare_block(), our_block()) if i % 2 else (our_block(), bare_block())[::-1] for i in range(1500)]
-    # The least of each is what it costs undisturbed: a neighbour only ever adds.
-    return {"bare_us": min(p[0] for p in pairs) / 1e3, "ours_us": min(p[1] for p in pairs) / 1e3}
+    # The fastest tenth is what it costs undisturbed, for a neighbour only ever adds; the very least is a lucky moment.
+    bare_us, ours_us = (statistics.quantiles([pair[k] for pair in pairs], n=10)[0] / 1e3 for k in (0, 1))
+    return {"bare_us": bare_us, "ours_us": ours_us}
 
 
 def _bare(session: object, feeds: dict[str, object]) -> Callable[[], object]:
@@ -139,12 +140,18 @@ def _bare(session: object, feeds: dict[str, object]) -> Callable[[], object]:
     if hasattr(session, "session"):
         run, names = session.session.run, [o.name for o in session.session.get_outputs()]
         return lambda: run(names, feeds)
+    from types import SimpleNamespace
+
     import openvino
 
-    request = session.compiled.create_infer_request()  # type: ignore[attr-defined]
-    for name, value in feeds.items():
-        request.set_tensor(name, openvino.Tensor(value, shared_memory=True))
-    return request.infer
+    from edgekit.backends._ov_infer import bound
+
+    compiled, ((shapes, _),) = session.compiled, session._infers.items()  # type: ignore[attr-defined]
+    request = compiled.create_infer_request()  # one for both: another's buffers lie elsewhere
+    same = SimpleNamespace(inputs=compiled.inputs, create_infer_request=lambda: request)
+    session._infers[shapes] = bound(same, openvino.Tensor)  # type: ignore[attr-defined]
+    session.run(feeds)  # type: ignore[attr-defined]  # hands the inputs over
+    return lambda: list(request.infer().values())
 
 
 def agreement(folder: Path, pairs: int) -> list[str]:
