@@ -92,9 +92,9 @@ def _part(wish: Wish, step: int, steps: int, done: list[Outcome]) -> Wish:
 
 
 def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str, Tensor]:
-    """The loss's gradient in every parameter, summed over the calibration batches.
+    """The loss's gradient in every parameter, the root of its mean square over the calibration batches.
 
-    The loss is cross-entropy where there are whole-number labels, the mean square error for other labels.
+    Over a trained model's batches the gradients themselves sum to nearly nothing. The loss is cross-entropy where there are whole-number labels, the mean square error for other labels.
     """
     from edgekit.exported import feeds_of, run
 
@@ -103,7 +103,9 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
     twin = copy.deepcopy(module).eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    for inputs, labels in calibration:
+    squares: dict[str, Tensor] = {}
+    count = 0
+    for count, (inputs, labels) in enumerate(calibration, 1):
         if labels is None:
             raise InputError("this method needs labels", remedy="give calibration batches (inputs, labels)")
         output = run(twin, feeds_of(twin, inputs))[0]
@@ -114,7 +116,11 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
             classes = output if output.dim() == 2 else output.movedim(-1, 1)
             loss = torch.nn.functional.cross_entropy(classes, target.long())
         loss.backward()
-    return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+        for name, parameter in twin.named_parameters():
+            if parameter.grad is not None:
+                squares[name] = squares.get(name, 0) + parameter.grad.square()
+        twin.zero_grad()
+    return {name: (square / count).sqrt() for name, square in squares.items()}
 
 
 def _by_sensitivity(module: Exported, calibration: Any) -> Any:

@@ -13,11 +13,11 @@ NEEDS_GRADIENTS = True
 
 
 def rank(group: Group) -> Tensor:
-    """Importance, float32 (channels,): the square of the summed weight · gradient over what makes the channel."""
+    """Importance, float32 (channels,): the squares of weight · gradient, summed over what makes the channel."""
     import torch
 
     total = torch.zeros(len(group.members))
     for part in group.parts:
         if part.gradients is not None and part.role != "input":
-            total += (part.weights * part.gradients).sum(1).square()
+            total += (part.weights * part.gradients).square().sum(1)
     return total
