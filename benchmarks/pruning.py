@@ -11,8 +11,8 @@
 Weights of the zoo are random (coverage does not depend on them), every zero-initialized one redrawn so that no output
 hides an error. Each architecture runs in a process of its own. torch-pruning runs as its README says:
 MagnitudeImportance, BasePruner, the classifier ignored. Needs torchvision, timm and transformers where their models are
-named. The ResNet-20 is the CIFAR one with its images, from the folder in EDGEKIT_TEST_DATA. About 15 minutes for the coverage
-table on two cores, 20 for --accuracy, 10 for --speed.
+named. The ResNet-20 is the CIFAR one with its images, from the folder in EDGEKIT_TEST_DATA. About 15 minutes for
+the coverage table on two cores, 20 for --accuracy, 10 for --speed.
 """
 
 from __future__ import annotations
