@@ -92,9 +92,11 @@ def _part(wish: Wish, step: int, steps: int, done: list[Outcome]) -> Wish:
 
 
 def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str, Tensor]:
-    """The loss's gradient in every parameter, the root of its mean square over the calibration batches.
+    """The loss's gradient in every parameter, the root of its squares' sum over the calibration batches.
 
-    Over a trained model's batches the gradients themselves sum to nearly nothing. The loss is cross-entropy where there are whole-number labels, the mean square error for other labels.
+    Over a trained model's batches the gradients themselves sum to nearly nothing.
+
+    The loss is cross-entropy where there are whole-number labels, the mean square error for other labels.
     """
     from edgekit.exported import feeds_of, run
 
@@ -103,9 +105,8 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
     twin = copy.deepcopy(module).eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    squares: dict[str, Tensor] = {}
-    count = 0
-    for count, (inputs, labels) in enumerate(calibration, 1):
+    squares: dict[str, Any] = {}
+    for inputs, labels in calibration:
         if labels is None:
             raise InputError("this method needs labels", remedy="give calibration batches (inputs, labels)")
         output = run(twin, feeds_of(twin, inputs))[0]
@@ -120,7 +121,7 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
             if parameter.grad is not None:
                 squares[name] = squares.get(name, 0) + parameter.grad.square()
         twin.zero_grad()
-    return {name: (square / count).sqrt() for name, square in squares.items()}
+    return {name: total.sqrt() for name, total in squares.items()}
 
 
 def _by_sensitivity(module: Exported, calibration: Any) -> Any:
