@@ -91,7 +91,11 @@ def test_interrupted_it_ends_its_children_and_says_how_to_go_on(tmp_path: Path, 
     (tmp_path / "recipe.toml").write_text(RECIPE)
     (tmp_path / "model.py").write_text(SLOW)
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgekit", "run", "recipe.toml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "edgekit", "run", "recipe.toml"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
     )
     for _ in range(300):
         if (tmp_path / "started").exists():
