@@ -5,8 +5,8 @@
     python -m benchmarks overhead verbs          run some
 
 DIR holds cifar10-train.tar, cifar10-test.tar and resnet20-cifar10.pt; a benchmark that needs them is left out without
-it. Peers that are not installed are lines that say so (``quantization --peer-python`` names a Python that has them).
-Options behind ``--`` go to each script that is named. One that fails stops no other.
+it. Peers that are not installed are lines that say so (``quantization --peer-python nncf=PYTHON`` says which Python has
+one). Options behind ``--`` go to each script that is named. One that fails stops no other.
 """
 
 from __future__ import annotations

@@ -78,6 +78,30 @@ for batch in batches:
 torch.onnx.export(convert_pt2e(module), (batches[0],), sys.argv[3], dynamo=True, dynamic_shapes=({0: "batch"},),
                   input_names=list(next(spool.read(sys.argv[2]).feeds())), external_data=False)
 """
+OLIVE = """
+import os, shutil, sys, tempfile
+os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
+import torch
+from pathlib import Path
+from olive.data.registry import Registry
+from olive.workflows import run
+from edgekit.workload import spool
+class Samples(torch.utils.data.Dataset):
+    items = [{n: torch.from_numpy(v[i]) for n, v in feeds.items()} for feeds in spool.read(sys.argv[2]).feeds()
+             for i in range(len(next(iter(feeds.values()))))]
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.items[i], 0
+Registry.register_dataset("samples_of_ours")(lambda **_: Samples())
+steps = {"load_dataset_config": {"type": "samples_of_ours"}, "dataloader_config": {"batch_size": 1},
+         **{f"{when}_process_data_config": {"type": f"skip_{when}_process"} for when in ("pre", "post")}}
+with tempfile.TemporaryDirectory() as folder:
+    run({"input_model": {"type": "OnnxModel", "model_path": sys.argv[1]},
+         "data_configs": [{"name": "samples", **steps}],
+         "passes": {"int8": {"type": "OnnxStaticQuantization", "data_config": "samples", "per_channel": True,
+                             "precision": "int8", "activation_type": "uint8"}},
+         "evaluate_input_model": False, "output_dir": folder + "/out", "cache_dir": folder + "/cache"})
+    shutil.copy(next(Path(folder, "out").rglob("*.onnx")), sys.argv[3])
+"""
 EDGEKIT = """
 import json, sys
 from edgekit.quantizers import quantize_job
@@ -112,6 +136,7 @@ QUANTIZERS: dict[str, tuple[str, list[str]]] = {
     "onnxruntime, dynamic": (ORT_DYNAMIC, []),
     "nncf": (NNCF, ["fast"]),
     "torchao, PT2E": (TORCHAO, []),
+    "olive": (OLIVE, []),
 }
 
 
@@ -130,12 +155,12 @@ class Row:
     speedup: dict[str, float] = field(default_factory=dict)
 
 
-def quantize(name: str, model: Path, samples: Path, folder: Path, python: str) -> Row:
+def quantize(name: str, model: Path, samples: Path, folder: Path, pythons: dict[str, str]) -> Row:
     """Run one quantizer in a process of its own."""
     code, arguments = QUANTIZERS[name]
     row = Row(name, folder / f"{name.replace(' ', '_').replace(',', '')}.onnx")
     command = [
-        python if code is NNCF else sys.executable,
+        next((python for part, python in pythons.items() if part in name), sys.executable),
         "-c",
         code,
         str(model),
@@ -145,7 +170,12 @@ def quantize(name: str, model: Path, samples: Path, folder: Path, python: str) -
     ]
     with (folder / "log").open("w") as log:
         launched = subprocess.run(
-            [sys.executable, "-c", LAUNCH, *command], stdout=subprocess.PIPE, stderr=log, text=True, check=False
+            [sys.executable, "-c", LAUNCH, *command],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            check=False,
         )
     status, row.seconds, row.cpu_seconds, row.peak_mib = json.loads(launched.stdout)
     if status or not row.path.exists():
@@ -243,12 +273,18 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def compare(
-    title: str, model: Path, samples: Path, test: Path, names: list[str], python: str, train: Path | None = None
+    title: str,
+    model: Path,
+    samples: Path,
+    test: Path,
+    names: list[str],
+    pythons: dict[str, str],
+    train: Path | None = None,
 ) -> str:
     """Every quantizer on one model; QAT has the training samples."""
     with tempfile.TemporaryDirectory() as name:
         splits = {each: (train if "QAT" in each else samples) for each in names}
-        made = [quantize(each, model, split, Path(name), python) for each, split in splits.items() if split]
+        made = [quantize(each, model, split, Path(name), pythons) for each, split in splits.items() if split]
         rows = [Row("fp32", model), *(row for row in made if row.path.exists())]
         judge(rows, spool.read(test), labelled=test != samples)
         first = next(spool.read(samples).feeds())
@@ -291,7 +327,7 @@ def calibrators(model: Path, few: Path, many: Path) -> str:
     return "\n".join(["## Calibration by the number of samples, ResNet-20", "", *lines, ""])
 
 
-def small_model(key: str, data: Path, folder: Path, names: list[str], python: str, count: int) -> str:
+def small_model(key: str, data: Path, folder: Path, names: list[str], pythons: dict[str, str], count: int) -> str:
     """Train one of the small models, then compare."""
     import torch
 
@@ -309,7 +345,7 @@ def small_model(key: str, data: Path, folder: Path, names: list[str], python: st
     samples = spooled(train_set[:count], folder / f"{key}-samples", name)
     judged = spooled(list(zip(test, labels, strict=True)), folder / f"{key}-test", name)
     wanted = names if key in ("vit", "bert") else [n for n in names if "dynamic" not in n]
-    return compare(f"{kind.title}, {count} samples", model, samples, judged, wanted, python, train)
+    return compare(f"{kind.title}, {count} samples", model, samples, judged, wanted, pythons, train)
 
 
 def keep_program(module: Any, example: Any, model: Path) -> None:
@@ -379,8 +415,11 @@ def main() -> None:
     parser.add_argument("--onnx", action="append", default=[], metavar="NAME=MODEL.onnx,SPOOL")
     parser.add_argument("--kind", action="append", help="resnet20, calibration, depthwise, dscnn, vit or bert; all")
     parser.add_argument("--only", action="append", default=[], help="a part of a quantizer's name")
-    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has nncf")
+    parser.add_argument(
+        "--peer-python", action="append", default=[], metavar="PEER=PYTHON", help="the Python that has a peer (nncf=…)"
+    )
     options = parser.parse_args()
+    options.pythons = dict(each.partition("=")[::2] for each in options.peer_python)
     names = [n for n in QUANTIZERS if not options.only or any(part in n for part in options.only)]
     print("# Post-training quantization, side by side\n")
     print(f"Made by `benchmarks/quantization.py`; {json.dumps(_facts())}\n", flush=True)
@@ -392,11 +431,11 @@ def main() -> None:
         for key in kinds if options.data else []:
             if key not in ("resnet20", "calibration"):
                 data = Path(options.data)
-                print(small_model(key, data, folder, names, options.peer_python, options.samples), flush=True)
+                print(small_model(key, data, folder, names, options.pythons, options.samples), flush=True)
         for entry in options.onnx:
             title, _, rest = entry.partition("=")
             path, _, split = rest.partition(",")
-            print(compare(title, Path(path), Path(split), Path(split), names, options.peer_python), flush=True)
+            print(compare(title, Path(path), Path(split), Path(split), names, options.pythons), flush=True)
 
 
 def on_resnet20(data: Path, folder: Path, names: list[str], options: Any, kinds: list[str]) -> str:
@@ -412,7 +451,7 @@ def on_resnet20(data: Path, folder: Path, names: list[str], options: Any, kinds:
         keep_program(resnet20_module(data), torch.zeros(2, 3, 32, 32), model)
         title = f"ResNet-20, CIFAR-10, {options.samples} samples"
         static = [n for n in names if "dynamic" not in n]  # QAT of this one: qat.py
-        tables.append(compare(title, model, samples, test, static, options.peer_python))
+        tables.append(compare(title, model, samples, test, static, options.pythons))
     if "calibration" in kinds:
         few, many = (spooled([train[i] for i in order[:n]], folder / f"calibration-{n}") for n in (64, 4096))
         tables.append(calibrators(model, few, many))
