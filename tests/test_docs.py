@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.cli import cli
 from edgekit.pipeline.routes import routes_of
 from edgekit.recipe import load_recipe
 
@@ -45,6 +46,22 @@ def test_the_readmes_python_names_exist() -> None:
     import edgekit
 
     assert set(re.findall(r"edgekit\.(\w+)\(", code)) <= set(edgekit.__all__)
+
+
+def test_every_command_that_is_named_is_one() -> None:
+    """Verbs and options, wherever a page writes a command; the tutorial's are run, below."""
+    named = 0
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for command in re.findall(r"(?:^|`|&& |bin/|python -m )edgekit ([a-z][^`\n]*)", page.read_text(), re.MULTILINE):
+            words = command.partition(" #")[0].split()
+            if words[0] not in cli.commands:
+                assert not re.fullmatch("[a-z]+", words[0]) or "--" not in command, f"{page.name}: edgekit {command}"
+                continue
+            known = {name for one in cli.commands[words[0]].params for name in (*one.opts, *one.secondary_opts)}
+            unknown = {word.partition("=")[0] for word in words if re.match("--[a-z]", word)} - known - {"--help"}
+            assert not unknown, f"{page.name}: edgekit {command}"
+            named += 1
+    assert named > 30
 
 
 @pytest.mark.slow
