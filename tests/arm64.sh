@@ -6,7 +6,7 @@
 set -eu
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 runtime=${2:-onnxruntime==1.23.2}
-mkdir -p "$folder/state/lists/partial" "$folder/cache/archives/partial" "$folder/debs" "$folder/root/site"
+mkdir -p "$folder/state/lists/partial" "$folder/cache/archives/partial" "$folder/debs" "$folder/root" "$folder/site"
 : >"$folder/status"
 apt() {
     apt-get -q -o "Dir::State=$folder/state" -o "Dir::State::status=$folder/status" -o "Dir::Cache=$folder/cache" \
@@ -19,5 +19,5 @@ for package in "$folder"/debs/*.deb; do dpkg-deb -x "$package" "$folder/root"; d
 python3 -m pip download -q --only-binary=:all: --no-deps --dest "$folder/wheels" --implementation cp \
     --python-version 3.11 --abi cp311 --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
     --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 'numpy<2.3' "$runtime"
-for wheel in "$folder"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$folder/root/site"; done
+for wheel in "$folder"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$folder/site"; done
 echo "$folder"

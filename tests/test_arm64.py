@@ -41,7 +41,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(place: Path, *arguments: str) -> dict[str, object]:
     root = Path(FOLDER) / "root"
     command = [str(QEMU), "-L", str(root), str(root / "usr/bin/python3.11"), str(place / "edgekit_runner.py")]
-    env = {"PYTHONPATH": str(root / "site"), "PATH": os.environ["PATH"]}
+    env = {"PYTHONPATH": str(Path(FOLDER) / "site"), "PATH": os.environ["PATH"]}
     done = subprocess.run([*command, *arguments, "--json"], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
@@ -71,7 +71,7 @@ def test_deployed_over_ssh_it_proves_numerics_and_no_number_is_recorded(
     path = tools(tmp_path / "bin", None)
     root = Path(FOLDER) / "root"
     for name, text in {
-        "python3": f'PYTHONPATH={root}/site exec {QEMU} -L {root} {root}/usr/bin/python3.11 "$@"',
+        "python3": f'PYTHONPATH={FOLDER}/site exec {QEMU} -L {root} {root}/usr/bin/python3.11 "$@"',
         "uname": '[ "$1" = -m ] && echo aarch64 || echo 6.6.0',
     }.items():
         (path / name).unlink(missing_ok=True)
