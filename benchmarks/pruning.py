@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="of the ResNet-20's recovery")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the ResNet-20's recovery")
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--equal", action="store_true")
     options = parser.parse_args()
@@ -183,7 +184,7 @@ def main() -> None:
     elif options.accuracy:
         if options.seeds:
             _pruning_accuracy.table(options.seeds)
-        _pruning_resnet20.accuracy(10 if options.epochs is None else options.epochs)
+        _pruning_resnet20.accuracy(10 if options.epochs is None else options.epochs, options.precision)
     elif options.speed:
         _pruning_resnet20.speed(options.speed)
     elif options.equal:

@@ -295,6 +295,17 @@ def test_statistics_alone_are_exact(folder: Path) -> None:
     assert torch.equal(after["0.weight"], before["0.weight"])
 
 
+def test_bf16_is_of_the_steps_alone(folder: Path) -> None:
+    """Weights stay fp32, and so does the run that judges them: the untrained model's loss is the very same."""
+    full = job(folder, mlp(), out=str(folder / "full.pt2"), scratch=str(folder / "s0"), metric=None)
+    half = job(folder, mlp(), out=str(folder / "half.pt2"), scratch=str(folder / "s1"), metric=None, precision="bf16")
+    fine, coarse = work(full)["history"], work(half)["history"]
+    assert fine[0]["validation_loss"] == coarse[0]["validation_loss"]
+    assert fine[1]["loss"] != coarse[1]["loss"]
+    assert fine[-1]["validation_loss"] == pytest.approx(coarse[-1]["validation_loss"], rel=0.1)
+    assert {tensor.dtype for tensor in weights(half.out).values()} == {torch.float32}
+
+
 def test_learns_from_a_teacher_alone(folder: Path) -> None:
     good = job(folder, mlp(), out=str(folder / "good.pt2"), scratch=str(folder / "s0"))
     reached = work(good)["metric"]

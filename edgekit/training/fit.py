@@ -183,7 +183,8 @@ class _Run:
         several = len(next(iter(feeds.values()))) > 1
         if self.student.training is not several:  # one sample has no batch statistics: the running ones serve
             self.student.train(several)
-        loss = self.loss(wrapped(feeds), feeds, labels)
+        precision = self.settings.precision
+        loss = self.loss(self.forward(wrapped, feeds, precision), feeds, labels, precision)
         self.accelerator.backward(loss * weight)
         value = float(self.accelerator.reduce(loss.detach() * weight, reduction="mean"))
         if not math.isfinite(value):
@@ -194,7 +195,17 @@ class _Run:
             self.schedule.step()  # a split that grew has more steps than the schedule was made for
         return value
 
-    def loss(self, outputs: tuple[Tensor, ...], feeds: dict[str, Tensor], labels: Tensor | None) -> Tensor:
+    def forward(self, model: nn.Module, feeds: dict[str, Tensor], precision: str) -> tuple[Tensor, ...]:
+        """The model's outputs as fp32, whatever its products are taken in."""
+        import torch
+
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            outputs = model(feeds)
+        return tuple(output.float() if output.dtype == torch.bfloat16 else output for output in outputs)
+
+    def loss(
+        self, outputs: tuple[Tensor, ...], feeds: dict[str, Tensor], labels: Tensor | None, precision: str = "fp32"
+    ) -> Tensor:
         """The weighted sum of the loss against labels and the distillation."""
         import torch
 
@@ -209,7 +220,7 @@ class _Run:
         if share > 0:
             assert self.task.teacher is not None
             with torch.no_grad():
-                targets = self.task.teacher(feeds)
+                targets = self.forward(self.task.teacher, feeds, precision)
             loss = loss + share * self.task.distill(outputs, targets)
         if share < 1:
             assert labels is not None
