@@ -47,7 +47,7 @@ class MetricSection(Section):
     """``[metric]``: what "as good" means.
 
     Attributes:
-        name: A member of ``edgekit/metrics``, or the path of the user's own ``.py``.
+        name: A member of ``edgekit/metrics``, or the user's own: ``metric.py``, or ``file.py:function``.
         options: Passed to the metric (``k = 5``, ``average = "macro"``).
     """
 

@@ -131,6 +131,15 @@ def load_entry(spec: str, base: Path) -> Callable[..., Any]:
     return cast("Callable[..., Any]", function)
 
 
+def load_own(name: str, base: Path) -> ModuleType | Callable[..., Any]:
+    """Import what a recipe names of the user's own: a file, or a function in one.
+
+    Raises:
+        InputError: As :func:`load_file` and :func:`load_entry`.
+    """
+    return load_entry(name, base) if ":" in name else load_file(base / name)
+
+
 def call_entry(spec: str, base: Path, what: str) -> Any:
     """Call an entry without arguments; what it raises is the user's error, with file and line.
 

@@ -205,6 +205,23 @@ def test_user_metric_by_path(tmp_path: Path) -> None:
     assert not chosen.is_mean
 
 
+def test_user_metric_by_function(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "HIGHER_IS_BETTER = False\ndef misses(outputs, labels, cost=1.0):\n"
+        "    return cost * float((outputs[0].argmax(1) != labels).mean())\n"
+    )
+    section = MetricSection(name="mine.py:misses", options={"cost": 2.0})
+    metric = metrics.load(section, tmp_path)
+    assert (metric.name, metric.higher_is_better) == ("misses", False)
+    outputs = [np.eye(4, dtype=np.float32)]
+    assert metric.score(outputs, np.array([0, 1, 2, 0])) == pytest.approx(0.5)
+    before = metric.source()
+    (tmp_path / "mine.py").write_text("def misses(outputs, labels):\n    return 0.0\n")
+    assert metrics.load(MetricSection(name="mine.py:misses"), tmp_path).source() != before
+    with pytest.raises(InputError, match=r"no function 'mises' in mine\.py; did you mean 'misses'"):
+        metrics.load(MetricSection(name="mine.py:mises"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [

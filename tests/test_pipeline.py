@@ -17,7 +17,7 @@ import torch
 import edgekit
 from edgekit import pipeline, result
 from edgekit.errors import InputError
-from edgekit.recipe import DataSection, ModelSection, Recipe, Variant
+from edgekit.recipe import DataSection, ModelSection, Recipe, Variant, load_recipe
 
 USER = """
 import numpy as np, torch
@@ -157,6 +157,19 @@ def test_the_whole_line(job: Path, tmp_path: Path) -> None:
     third = edgekit.run(job / "recipe.toml", out)
     redone = [s["name"] for row in third["variants"] for s in row["stages"] if not s["cached"]]
     assert redone == ["finetune", "compile"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metric.name": "model.py:iou"}, "no function 'iou' in model.py"),
+        ({"recover.loss": "model.py:mine"}, "no function 'mine' in model.py"),
+        ({"prune.method": "mine.py"}, "no such Python file"),
+    ],
+)
+def test_a_wrong_name_is_told_before_any_work(job: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        pipeline.plan(load_recipe(job / "recipe.toml", changes))
 
 
 def test_interrupted_it_keeps_what_is_finished_and_no_whole_record_is_lost(job: Path, tmp_path: Path) -> None:

@@ -8,16 +8,20 @@ A metric file, packaged or the user's own, has
 * optionally ``per_sample(outputs, labels, **options) -> array (N, …)``: what each sample contributes,
   with ``combine(parts, **options) -> float`` where the score is not just the mean of that. With it,
   intervals cost milliseconds, because a resample need not look at the outputs again.
+
+``file.py:function`` names such a ``score`` by itself.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekit import rooms
@@ -25,8 +29,6 @@ from edgekit.errors import EdgekitError, InputError, StageError, missing_package
 from edgekit.store import sha256_file, sha256_json
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import numpy as np
 
     from edgekit.recipe import MetricSection
@@ -40,7 +42,7 @@ class Metric:
     """A metric with its options bound.
 
     Attributes:
-        name: As the recipe names it; for a user's own file, the file's name without its ending.
+        name: As the recipe names it; of a user's own, the file's name without its ending, or the function's.
         higher_is_better: Which way is good.
         options: What the recipe passes to it.
     """
@@ -158,14 +160,27 @@ def load(settings: MetricSection | dict[str, Any], base: Path | None = None) -> 
     from edgekit.recipe import MetricSection
 
     section = settings if isinstance(settings, MetricSection) else MetricSection.model_validate(settings)
-    module = rooms.load("metrics", section.name, base=base)
+    if ":" in section.name:
+        module = _of_function(rooms.load_entry(section.name, base or Path()))
+    else:
+        module = rooms.load("metrics", section.name, base=base)
     if not callable(getattr(module, "score", None)):
         raise InputError(
             "this metric has no function 'score'", where=section.name, remedy="add: def score(outputs, labels): …"
         )
     _check_options(section, module.score)
-    name = Path(section.name).stem if section.name.endswith(".py") else section.name
+    name = Path(section.name).stem if section.name.endswith(".py") else section.name.rpartition(":")[2]
     return Metric(name, bool(getattr(module, "HIGHER_IS_BETTER", True)), dict(section.options), module)
+
+
+def _of_function(score: Callable[..., Any]) -> ModuleType:
+    """A metric of one function: its file's ``HIGHER_IS_BETTER`` is its own too."""
+    file = sys.modules[score.__module__]
+    module = ModuleType(score.__name__)
+    module.__dict__.update(
+        score=score, __file__=file.__file__, HIGHER_IS_BETTER=getattr(file, "HIGHER_IS_BETTER", True)
+    )
+    return module
 
 
 def check(outputs: Outputs, labels: Array) -> None:

@@ -216,6 +216,8 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route], *, planning
         key=_key("load", {"versions": versions("torch", "onnx")}),
         store=str(store.root),
         planning=planning,
+        metric=recipe.metric.model_dump(mode="json"),
+        own=_own_names(routes),
     )
     shop.model, shop.data = found["model"], found["data"]
     if shop.model["kind"] == ONNX and (torch_only := [r for r in routes if r.prune or r.recover]):
@@ -234,6 +236,14 @@ def open_workshop(recipe: Recipe, store: Store, routes: list[Route], *, planning
     if not planning:
         shop.loaded = shop.assess(shop.loaded, "load", routes[0], None)
     return shop
+
+
+def _own_names(routes: list[Route]) -> list[str]:
+    """The user's own methods and losses that the routes name (``mine.py``, ``mine.py:function``)."""
+    sections = [section for route in routes for section in (route.prune, route.quantize) if section]
+    trains = [section for r in routes for section in (r.recover, r.quantize and r.quantize.train) if section]
+    names = [section.method for section in sections if section.method.endswith(".py")]
+    return sorted({*names, *(s.loss for s in trains if isinstance(s.loss, str) and ":" in s.loss)})
 
 
 def _limits(recipe: Recipe, routes: list[Route]) -> dict[str, int | None]:

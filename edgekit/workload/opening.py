@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit import workload
+from edgekit import metrics, rooms, workload
 from edgekit.store import Entry, Store
 
 TORCH_KEYS = ("dynamic_batch", "dynamic_axes", "preprocess")  # what of [export] a loaded model depends on
@@ -22,6 +22,8 @@ def open_job(
     key: dict[str, Any],
     store: str,
     planning: bool,
+    metric: dict[str, Any],
+    own: list[str],
 ) -> dict[str, Any]:
     """Tell what the model and the data are, by content, and build what the store has not.
 
@@ -33,6 +35,8 @@ def open_job(
         key: What else the loaded model depends on (versions).
         store: The cache folder.
         planning: Build nothing.
+        metric: ``[metric]``. own: Further code of the user's that the recipe names. Both are only looked up, so that a
+            wrong name is told now and not after hours of training.
 
     Returns:
         ``model`` (:func:`edgekit.workload.fingerprint_job`), ``loaded`` and ``spools`` (what names the entries in the
@@ -40,8 +44,11 @@ def open_job(
         (:func:`edgekit.workload.digest_job`).
 
     Raises:
-        InputError: The model or the data are wrong.
+        InputError: The model, the data, the metric or code of the user's own are wrong.
     """
+    metrics.load(metric, Path(base))
+    for name in own:
+        rooms.load_own(name, Path(base))
     shelf = Store(Path(store))
     facts = workload.fingerprint_job(model, base, seed)
     relevant = {name: export[name] for name in (ONNX_KEYS if facts["kind"] == "onnx" else TORCH_KEYS)}
