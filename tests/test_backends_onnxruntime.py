@@ -46,6 +46,14 @@ def test_fusions_are_saved_ahead_of_time_and_the_machines_own_layout_is_not(
     assert not [operator for operator in found if "nchwc" in operator], "its block size is this very CPU's"
 
 
+def test_types_that_are_inferred_again_are_not_saved(models: dict[str, Path], tmp_path: Path) -> None:
+    artifact = onnxruntime.compile_model(models["uint8"], target(), tmp_path)
+    graph = onnx.load(artifact).graph
+    foreign = {name for node in graph.node if node.domain for name in node.output}
+    assert "QLinearConv" in operators(artifact)
+    assert {value.name for value in graph.value_info} <= foreign
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="shows what x86 does to a model for ARM")
 def test_a_model_for_arm_keeps_its_int8_activations(models: dict[str, Path], tmp_path: Path) -> None:
     """Optimizing for x86 turns them into uint8 and drops integer kernels; for ARM the file must stay as it was made."""

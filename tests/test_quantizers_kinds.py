@@ -326,10 +326,9 @@ def test_our_file_keeps_tensorrts_rules(rng: np.random.Generator, tmp_path: Path
     data = rng.normal(size=(40, 3, 16, 16)).astype(np.float32)
     made, report = quantize(residual_net(rng), data, tmp_path, target="nvidia-gpu")
     assert report["tensorrt_warnings"] == []
-    for name, value in initializers(made).items():
-        if name.endswith("_zero_point"):
-            assert value.dtype == np.int8
-            assert not value.any()
+    zeros = [value for name, value in initializers(made).items() if name.startswith("zero_point")]
+    assert zeros
+    assert all(value.dtype == np.int8 and not value.any() for value in zeros)
     conv = next(n for n in made.graph.node if n.name == "right")
     makers = {out: n for n in made.graph.node for out in n.output}
     assert [makers[i].op_type for i in conv.input[:2]] == ["DequantizeLinear"] * 2

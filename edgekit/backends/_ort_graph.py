@@ -111,6 +111,15 @@ def leaves_float(model: Path) -> bool:
     return bool(floats) and len(floats) < len(weighted)
 
 
+def lighten(artifact: Path) -> None:
+    """Leave out of a saved graph the types and shapes that ONNX Runtime infers again when it loads it."""
+    import onnx
+
+    from edgekit.onnxfile import edit
+
+    onnx.save(edit.without_inferable(onnx.load(str(artifact), load_external_data=False)), str(artifact))
+
+
 def _layer(node: onnx.NodeProto, macs: int, graph: _Graph, arch: str, seen: bool) -> LayerPrecision:
     bits = next((a.i for a in node.attribute if a.name == "bits"), 8)
     integer = is_integer(node.op_type)

@@ -119,7 +119,8 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
     options = options_of(Options, target)
     check_file(model, (".onnx",))
     artifact = out / f"model.{options.format}"
-    keep_float = importlib.util.find_spec("onnx") is not None and _ort_graph.leaves_float(model)
+    parses = importlib.util.find_spec("onnx") is not None  # a board need not have it
+    keep_float = parses and _ort_graph.leaves_float(model)
     if keep_float:
         options = options.model_copy(update={"session": {**KEEP_FLOAT, **options.session}})
     settings = _settings(target, options, _saved_level(target, options))
@@ -128,6 +129,8 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
     if _is_large(model):
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.data")
     _create(model, settings, _providers(options))
+    if parses and options.format == "onnx":
+        _ort_graph.lighten(artifact)
     if keep_float and options.format == "onnx":
         with artifact.open("ab") as file:
             file.write(MARK)

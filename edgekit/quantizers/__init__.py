@@ -3,15 +3,15 @@
 **The static Q/DQ form** (read by the quantization-aware training, and by everyone who wonders):
 
 - An activation ``T`` that is integer has one ``QuantizeLinear`` named ``T_q`` and one ``DequantizeLinear``
-  named ``T_dq`` behind it, with scalar initializers ``L_scale`` (float32) and ``L_zero_point`` (the scheme's
-  integer type). ``L`` is the value that leads the group: ``T`` itself, or for what only moves numbers (MaxPool,
-  Reshape …) the value that was moved, so both Q/DQ read the very same initializers.
+  named ``T_dq`` behind it, with a scalar initializer ``L_scale`` (float32). ``L`` is the value that leads the group:
+  ``T`` itself, or for what only moves numbers (MaxPool, Reshape …) the value that was moved, so both Q/DQ read the
+  very same initializer. Zero points (the scheme's integer type) are initializers that all equal ones share.
 - Where ``T`` is made by a Relu or Clip that the integers' saturation replaces, Q reads the Relu's input, and the
   Relu is gone.
 - A weight ``W`` is an int8 initializer ``W_q`` (within ±127, or ±63 with 7 bits) read through ``DequantizeLinear``
-  ``W_dq`` with ``W_scale`` (a vector along ``axis``, the output channels, or a scalar) and ``W_zero_point`` (zeros).
+  ``W_dq`` with ``W_scale`` (a vector along ``axis``, the output channels, or a scalar) and a zero point of 0.
 - A bias of node ``N`` is an int32 initializer ``N_bias_q`` read through ``DequantizeLinear`` ``N_bias_dq``, whose scale
-  ``N_bias_scale`` is the input's scale times the weight's, axis 0; its zero point is 0. (Scheme ``bias = "float"``:
+  ``N_bias_scale`` is the input's scale times the weight's, axis 0; no zero point. (Scheme ``bias = "float"``:
   left alone.)
 - A constant operand ``C`` of an Add or Mul is an initializer ``C_operand_q`` of the activations' type, read through
   ``C_operand_dq``.

@@ -77,13 +77,17 @@ def save(model: ir.Model, path: Path) -> None:
     Raises:
         StageError: The file can't be written.
     """
+    import onnx
     import onnx_ir as ir
 
+    from edgekit.onnxfile import edit
     from edgekit.store import write_error
 
     try:
-        large = weight_bytes(model) > INLINE_BYTES
-        ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+        if weight_bytes(model) > INLINE_BYTES:
+            ir.save(model, path, external_data=f"{path.name}.data")
+        else:
+            onnx.save(edit.without_inferable(ir.to_proto(model)), str(path))
     except OSError as error:
         raise write_error(path, error) from error
 

@@ -144,16 +144,21 @@ def _dequantized(
     for other in graph.initializers.get(f"{stem}_q", ir.Value()).consumers():
         if other.outputs[0].name == name:
             return other.outputs[0]
-    inputs = [
-        add_constant(graph, f"{stem}_q", integers),
-        add_constant(graph, f"{stem}_scale", affine.scale),
-        add_constant(graph, f"{stem}_zero_point", affine.zero_point),
-    ]
+    inputs = [add_constant(graph, f"{stem}_q", integers), add_constant(graph, f"{stem}_scale", affine.scale)]
+    if integers.dtype.name != "int32":  # a bias needs none; without a weight's, ONNX Runtime leaves a Gemm in float
+        inputs.append(_zero_point(graph, affine))
     attributes = {} if affine.scale.ndim == 0 else {"axis": axis}
     made = ir.node("DequantizeLinear", inputs, attributes, name=name)
     made.outputs[0].name = name
     graph.insert_before(node, made)
     return made.outputs[0]
+
+
+def _zero_point(graph: ir.Graph, affine: Affine) -> ir.Value:
+    """An initializer that all with equal zero points share: 0 nearly everywhere, or one for each channel."""
+    zero = affine.zero_point
+    which = zero if zero.ndim == 0 else f"x{zero.size}"  # a vector is a weight's: zeros
+    return add_constant(graph, f"zero_point_{zero.dtype}_{which}", zero)
 
 
 def _constant_operand(graph: ir.Graph, node: ir.Node, index: int, scheme: Scheme) -> None:
@@ -183,7 +188,7 @@ def _activation(
     if not uses and not value.is_graph_output():
         return
     scale = add_constant(graph, f"{leader}_scale", affine.scale)
-    zero = add_constant(graph, f"{leader}_zero_point", affine.zero_point)
+    zero = _zero_point(graph, affine)
     q = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}_q")
     dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], name=f"{name}_dq")
     q.outputs[0].name, dq.outputs[0].name = f"{name}_q", f"{name}_dq"
