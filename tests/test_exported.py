@@ -398,3 +398,31 @@ def test_a_state_dict_or_whole_module_is_no_program(tmp_path: Path) -> None:
     torch.save(net().state_dict(), tmp_path / "m.pt2")
     with pytest.raises(InputError, match="no exported program"):
         exported.load(tmp_path / "m.pt2")
+
+
+def test_regions_without_autocast_or_gradients_are_plain_operations(tmp_path: Path) -> None:
+    class Regions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher, self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.dead = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                with torch.autocast("cpu", enabled=False):
+                    taught = self.teacher(x.float())
+            with torch.autocast("cpu", enabled=False):
+                y, z = self.body(taught), taught * 2
+            self.dead(y)
+            return self.head(y + z)
+
+    model = Regions()
+    graph = exported.capture(model, torch.randn(2, 4))
+    assert not [n for n in graph.graph.nodes if "wrap_with" in str(n.target)]
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(graph(x), model(x))
+    graph.train()(x).sum().backward()
+    without = {name for name, p in graph.named_parameters() if p.grad is None}
+    assert without == {"teacher.weight", "teacher.bias"}
+    assert any("'dead'" in text for text in exported.signature(graph).lost)
+    torch.testing.assert_close(exported.load(exported.save(graph, tmp_path / "m.pt2"))(x), model(x))

@@ -220,20 +220,17 @@ def _by_parameter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _finished(exported: torch.export.ExportedProgram, axes: Axes, lost: list[str]) -> Exported:
-    used = set(exported.graph_signature.parameters) & _used_parameters(exported)
+    dynamic = {i: axes[i] for i in range(len(axes)) if axes[i]}
+    module = from_program(exported, {"axes": dynamic, "lost": lost})
+    used = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     unused = sorted({name.rpartition(".")[0] for name in exported.graph_signature.parameters if name not in used})
+    said = module.meta["edgekit"]["lost"]
     if unused:
         some = ", ".join(repr(n) for n in unused[:3])
-        lost = [*lost, f"the parameters of {some} ({len(unused)} modules) are not used in evaluation, and are gone"]
-    for text in lost:
+        said.append(f"the parameters of {some} ({len(unused)} modules) are not used in evaluation, and are gone")
+    for text in said:
         warn(f"lost in the export: {text}")
-    dynamic = {i: axes[i] for i in range(len(axes)) if axes[i]}
-    return from_program(exported, {"axes": dynamic, "lost": lost})
-
-
-def _used_parameters(exported: torch.export.ExportedProgram) -> set[str]:
-    users = {node.name for node in exported.graph.nodes if node.op == "placeholder" and node.users}
-    return {target for name, target in exported.graph_signature.inputs_to_parameters.items() if name in users}
+    return module
 
 
 def from_program(exported: torch.export.ExportedProgram, notes: dict[str, Any]) -> Exported:

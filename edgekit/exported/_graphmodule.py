@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from edgekit.exported._inline import inline
+
 # Where an operation says whether it trains: its name → the argument's position, and the
 # argument without which it computes the same in both modes (running statistics), if any.
 TRAINING = {
@@ -51,11 +53,12 @@ class Exported(torch.fx.GraphModule):
 
 
 def wrap(module: torch.fx.GraphModule, meta: dict[str, Any]) -> Exported:
-    """Make an :class:`Exported` of what ``ExportedProgram.module()`` gives; unused parameters are dropped."""
+    """Make an :class:`Exported` of what ``ExportedProgram.module()`` gives; what nobody uses is dropped."""
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op == "call_module" or (node.op == "get_attr" and not node.users):
-            graph.erase_node(node)  # the guards on the inputs; a counter nobody reads
+        if node.op == "call_module":
+            graph.erase_node(node)  # the guards on the inputs
+    inline(module)
     for node in graph.nodes:
         if node.op == "call_function" and (place := TRAINING.get(str(node.target))):
             _mark(node, *place)
