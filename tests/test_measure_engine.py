@@ -16,7 +16,7 @@ import edgekit
 from edgekit import machine
 from edgekit import measure as measure_package
 from edgekit.errors import InconclusiveError, InputError
-from edgekit.measure import Measured, Row, benchmark, energy, exit_code, measure_rows, table
+from edgekit.measure import Measured, Row, benchmark, each_once, energy, exit_code, measure_rows, table
 from edgekit.measure.bench import rows_of
 from edgekit.measure.lock import machine_lock
 from edgekit.recipe import MeasureSection
@@ -175,6 +175,12 @@ def test_outputs_that_differ_or_are_not_numbers_are_warned_of(fake: Any, one_thr
     assert not any("different outputs" in w or "NaN" in w for w in steady.warnings)
     assert any("different outputs for the same input" in w for w in wild.warnings)
     assert any("NaN" in w for w in nan.warnings)
+
+
+def test_a_warning_that_all_rows_share_is_said_once() -> None:
+    rows = {"a": ["busy", "restless"], "b": ["busy"]}
+    assert each_once(rows, common="x86-cpu") == ["x86-cpu: busy", "a: restless"]
+    assert each_once(rows) == ["busy", "a: restless"]
 
 
 def test_threads_beyond_the_machine_are_clamped_and_stated(fake: Any) -> None:

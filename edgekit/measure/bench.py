@@ -11,7 +11,7 @@ from edgekit import child
 from edgekit.errors import InputError, StageError
 from edgekit.measure.engine import TIMEOUT_S, Row, measure_rows
 from edgekit.measure.lock import machine_lock
-from edgekit.measure.results import Measured
+from edgekit.measure.results import Measured, each_once
 from edgekit.measure.scenarios import explore, setting
 from edgekit.recipe import MeasureSection
 from edgekit.report import scenarios as scenario_report
@@ -167,10 +167,8 @@ def table(measured: Sequence[Measured]) -> Table:
 
 
 def _warned(measured: Sequence[Measured]) -> list[str]:
-    """Each warning once: with its model's name, unless all have it."""
-    ran = [one for one in measured if one.status == "ok"]
-    lines = [w if all(w in other.warnings for other in ran) else f"{one.id}: {w}" for one in ran for w in one.warnings]
-    return [f"warning: {line}" for line in dict.fromkeys(lines)]
+    ran = {one.id: one.warnings for one in measured if one.status == "ok"}
+    return [f"warning: {line}" for line in each_once(ran)]
 
 
 def _cells(one: Measured) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics as std
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -182,6 +182,16 @@ def _worst(runs: Sequence[noise.Noise]) -> dict[str, Any]:
     return {key: max((r[key] for r in readings if r[key] is not None), default=None) for key in readings[0]}
 
 
+def each_once(warnings: Mapping[str, Sequence[str]], common: str = "") -> list[str]:
+    """Each warning of rows measured together, once: what all have under ``common``, else under its row's id."""
+    lines = []
+    for name, found in warnings.items():
+        for text in found:
+            place = common if all(text in other for other in warnings.values()) else name
+            lines.append(f"{place}: {text}" if place else text)
+    return list(dict.fromkeys(lines))
+
+
 def _warnings(answers: Sequence[dict[str, Any]], inferences: int, comparison: Comparison | None) -> list[str]:
     found: list[str] = []
     if comparison is not None and comparison.different is None:
@@ -191,7 +201,7 @@ def _warnings(answers: Sequence[dict[str, Any]], inferences: int, comparison: Co
             "neighbouring pairs resemble each other: the machine drifted, intervals are narrower than the truth"
         )
     if inferences < P99_LEAST:
-        found.append(f"the 99th percentile is from {inferences} inferences; {P99_LEAST} are the least for one to hold")
+        found.append(f"the 99th percentile is from fewer than {P99_LEAST} inferences, the least for one to hold")
     unsteady = sum(1 for a in answers if not a["warm_up"]["steady"])
     if unsteady * 2 > len(answers):
         found.append("the times had not settled when warm-up ended: this model, or this machine, is restless")

@@ -126,7 +126,8 @@ class Metric:
             raise InputError(
                 f"{function} raises {type(error).__name__}: {str(error)[:300]}",
                 where=_place(error, module, self.name),
-                remedy="mend the metric's file, or its options in the recipe's [metric]",
+                remedy="mend the metric's file (it gets a list of arrays, one for each output of the model), "
+                "or its options in the recipe's [metric]",
                 details=traceback.format_exc()[-4000:],
             ) from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import board, console, machine
 from edgekit.measure import Row as Measurable
-from edgekit.measure import measure_rows
+from edgekit.measure import each_once, measure_rows
 from edgekit.pipeline.workshop import Artifact, Workshop, versions
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def measure(shop: Workshop, rows: list[Row], *, remeasure: bool = False) -> None
             if answer["status"] != "ok":
                 row.status, row.reason = answer["status"], f"measure: {answer['reason']}"
             board.at(row.route.id, "measure", answer["status"])
-            for warning in answer["warnings"]:
-                console.warn(f"{row.route.target.name}: {warning}")
+        ran = {row.route.id: row.measured["warnings"] for row in ready if row.measured and row.status == "ok"}
+        for line in each_once(ran, common=ready[0].route.target.name):
+            console.warn(line)
 
 
 def _measured(shop: Workshop, rows: list[Row], remeasure: bool) -> Artifact:
