@@ -55,9 +55,10 @@ ALL = {
 @pytest.mark.parametrize(
     "verdict", [ALL, verdict_of(3, max_macs=1, min_speedup=2.01, max_size_bytes=10**6), verdict_of()]
 )
-def test_junit_is_valid_by_its_schema(verdict: Record) -> None:
+@pytest.mark.parametrize("place", [None, ("ci/recipe.toml", 9), (EVIL, 1)])
+def test_junit_is_valid_by_its_schema(verdict: Record, place: tuple[str, int] | None) -> None:
     schema = pytest.importorskip("xmlschema").XMLSchema(str(Path(__file__).parent / "samples" / "junit.xsd"))
-    schema.validate(junit.render(verdict))
+    schema.validate(junit.render(verdict, [place] * len(verdict["checks"])))
 
 
 def test_the_schema_refuses_what_is_wrong() -> None:
@@ -206,6 +207,19 @@ def test_annotations_point_at_the_line_of_the_limit_that_was_judged(
     assert places.places(github / "ci, 1" / "recipe.toml", [check]) == [places.Place("ci, 1/recipe.toml", 11)]
     assert places.places(github / "ci, 1" / "recipe.toml", [{**check, "limit": 1.5}]) == [None]
     assert places.places(github / "gone.toml", [check]) == [None]
+
+
+def test_junit_points_at_the_line_of_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where GitLab, Jenkins and GitHub's test reporters look: the class and the text."""
+    monkeypatch.setenv("CI_PROJECT_DIR", str(tmp_path))
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "recipe.toml").write_text(RECIPE)
+    run(tmp_path / "ci", record(gate={"max_macs": 5, "min_int8_macs_share": 0.5}), junit=tmp_path / "gate.xml")
+    found = {case.attrib["name"]: case for case in Xml.parse(tmp_path / "gate.xml").iter("testcase")}
+    macs, share = found["int8@x86-cpu: max_macs"], found["int8@x86-cpu: min_int8_macs_share"]
+    assert macs.attrib["classname"] == "ci/recipe.toml"
+    assert str(macs.find("failure").text).endswith("\nat ci/recipe.toml:5")  # type: ignore[union-attr]
+    assert share.attrib["classname"] == "edgekit.x86-cpu", "the file has no such limit"
 
 
 def test_a_full_summary_is_left_alone_and_changes_no_verdict(github: Path) -> None:

@@ -41,7 +41,7 @@ def bench(models: tuple[Path, ...], target: str, as_json: bool, **options: Any) 
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
-    help="The file that GitHub's annotations point into; default: recipe.toml, here or beside the results.",
+    help="The file that annotations and JUnit point into; default: recipe.toml, here or beside the results.",
 )
 @JSON
 def gate(results: Path, as_json: bool, **options: Any) -> int:

@@ -121,7 +121,7 @@ def run_gate(
         update_baseline: Make these results the baseline, once they keep the limits that need none.
         remeasure: Run the baseline's artifacts and these again, interleaved.
         on_inconclusive: ``pass`` or ``fail``; None: as the recipe says.
-        recipe: The file that GitHub's annotations point into; None: ``recipe.toml`` here or beside the record, if any.
+        recipe: The file that annotations and JUnit point into; None: ``recipe.toml`` here or beside the record, if any.
         settings: The limits; None: those of the record's own recipe.
 
     Returns:

@@ -27,7 +27,7 @@ def write(
 
     Args:
         verdict: Of :func:`edgekit.gating.judge`. junit, markdown: Where to write these; None: not.
-        recipe: The file that holds the limits, for annotations at their lines.
+        recipe: The file that holds the limits, for JUnit and for annotations at their lines.
 
     Raises:
         StageError: A file that was asked for can't be written.
@@ -35,7 +35,8 @@ def write(
     if junit:
         from edgekit.report import junit as junit_xml
 
-        write_text(Path(junit), junit_xml.render(verdict))
+        found = places(recipe, verdict["checks"])
+        write_text(Path(junit), junit_xml.render(verdict, [(p.file, p.line) if p else None for p in found]))
     if markdown:
         write_text(Path(markdown), _markdown(verdict))
     if os.environ.get("GITHUB_ACTIONS") == "true":

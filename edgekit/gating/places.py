@@ -1,4 +1,4 @@
-"""Where in a recipe's file a limit stands, so that an annotation can point at it."""
+"""Where in a recipe's file a limit stands, so that an annotation or a report can point at it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def places(recipe: Path | None, checks: list[dict[str, Any]]) -> list[Place | No
         return [None] * len(checks)
     try:
         lines = list(_limits(recipe.read_text(errors="replace")))
-        root = Path(os.environ.get("GITHUB_WORKSPACE") or ".").resolve()
+        root = Path(os.environ.get("GITHUB_WORKSPACE") or os.environ.get("CI_PROJECT_DIR") or ".").resolve()
         file = Path(os.path.relpath(recipe.resolve(), root)).as_posix()
     except (OSError, ValueError):
         return [None] * len(checks)
