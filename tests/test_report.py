@@ -168,6 +168,15 @@ def test_the_fastest_that_lost_the_metric_is_not_the_headline() -> None:
     assert best.id == "pruned-int8-qat@x86-cpu" != fastest["id"]
 
 
+def test_where_the_limit_cannot_be_told_the_gain_is_said_with_that_doubt() -> None:
+    record = sample()
+    for check in record["gate"]["checks"]:
+        check["passed"] = None
+    said = report.summary_sentence(record)
+    assert "as fast as the original" in said
+    assert "Whether its accuracy holds the limit, these test samples can't tell." in said
+
+
 def test_without_limits_on_the_metric_99_per_cent_of_the_original_counts_as_kept() -> None:
     record = sample()
     record["gate"] = {"passed": True, "checks": []}
@@ -328,7 +337,15 @@ def test_a_loss_is_said_once_for_all_targets_and_placed_at_its_stage() -> None:
     )
 
 
+def test_a_loss_that_differs_between_targets_is_told_where_it_is_greatest() -> None:
+    record = sample()
+    row(record, "pruned@x86-openvino")["vs_reference"].update(metric_delta=-0.02, metric_delta_ci95=[-0.03, -0.01])
+    said = [s for s in sentences(record) if s.startswith("pruned on ")]
+    assert "accuracy −2.00 pt [−3.00, −1.00] on x86-openvino" in said[0]
+
+
 def test_pruning_that_costs_speed_is_said_so() -> None:
+    assert any("pruned-int8 on x86-cpu is slower than int8" in s for s in report.bad_news(sample()))
     assert any("pruned-int8 on x86-cpu is slower than int8, which is not pruned" in s for s in sentences(sample()))
 
 

@@ -52,4 +52,4 @@ def test_a_report_of_one_record_says_where_it_lies(runs: Path) -> None:
 
 
 def test_everything_public_is_in_the_package() -> None:
-    assert set(report.__all__) == {"Comparison", "compare", "summary_sentence", "terminal_table", "write"}
+    assert set(report.__all__) == {"Comparison", "bad_news", "compare", "summary_sentence", "terminal_table", "write"}

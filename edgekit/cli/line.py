@@ -59,6 +59,8 @@ def _show(results: dict[str, Any], out: Path) -> None:
 
     console.stdout().print(report.terminal_table(results))
     console.out(report.summary_sentence(results))
+    for sentence in report.bad_news(results):
+        console.out(f"▼ {sentence}")
     for check in results["gate"]["checks"]:
         if check["passed"] is not True:
             console.out(f"gate: {check.get('sentence') or check['name']}")

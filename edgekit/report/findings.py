@@ -47,6 +47,16 @@ def summary_sentence(results: dict[str, Any]) -> str:
     return f"{found.title}. {found.sentence}"
 
 
+def bad_news(results: dict[str, Any]) -> list[str]:
+    """What a reader must not miss, a sentence each: failures, losses, what is slower than it was.
+
+    Args:
+        results: A record (``edgekit.results/1``); it is made safe to show here.
+    """
+    tidied = words.tidy(results)
+    return [found.sentence for found in findings(tidied, rows_of(tidied)) if found.kind == "bad"]
+
+
 def verdict(results: dict[str, Any], rows: list[Row]) -> Verdict:
     """The gate's word and what the run gained, for a tidied record."""
     gate = part(results, "gate")
@@ -91,6 +101,10 @@ def _gained(results: dict[str, Any], rows: list[Row]) -> str:
         value = words.metric_text(first.metric, first.metric_name)
         where = words.short(first.target, 40)
         return f"Only the original was measured: {value} and {words.milliseconds(first.latency)} on {where}."
+    unsure = [row for row in measured if row.faster and kept(results, row) is None]
+    if fastest := max(unsure, key=lambda row: row.speedup or 0.0, default=None):
+        doubt = f"Whether its {words.plain(metric_of(rows))} holds the limit, these test samples can't tell."
+        return f"{gain_sentence(fastest)} {doubt}"
     return f"No variant was measurably faster than the original and kept its {words.plain(metric_of(rows))}."
 
 
@@ -130,12 +144,15 @@ def _change(row: Row) -> str:
     )
 
 
-def kept(results: dict[str, Any], row: Row) -> bool:
-    """Whether a row kept the metric: by the recipe's own limits where it has some, else by MLPerf's 99 %."""
+def kept(results: dict[str, Any], row: Row) -> bool | None:
+    """Whether a row kept the metric: by the recipe's own limits where it has some, else by MLPerf's 99 %.
+
+    None: no limit is broken, but the test samples can't prove one of them.
+    """
     checks = objects(part(results, "gate").get("checks"))
-    mine = [c for c in checks if text(c, "variant") == row.id and "metric" in text(c, "name")]
+    mine = [c.get("passed") for c in checks if text(c, "variant") == row.id and "metric" in text(c, "name")]
     if mine:
-        return all(c.get("passed") is True for c in mine)
+        return False if False in mine else None if None in mine else True
     if row.metric is None or row.delta is None:
         return False
     original = row.metric - row.delta
@@ -192,19 +209,21 @@ def _failed(rows: list[Row]) -> Iterator[Finding]:
 
 
 def _worse(rows: list[Row]) -> Iterator[Finding]:
-    """Variants whose loss is proven; one sentence for all targets on which it is the same loss."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """Variants whose loss is proven; one sentence for all targets of a variant, with the greatest loss."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.worse and not row.reference:
-            groups.setdefault((row.variant, _change(row)), []).append(row)
+            groups.setdefault(row.variant, []).append(row)
     if len(groups) > MOST_ALIKE:
-        names = words.listing([words.short(variant, 30) for variant, _ in groups])
+        names = words.listing([words.short(variant, 30) for variant in groups])
         yield Finding("bad", f"{len(groups)} variants are worse than the original by more than chance: {names}.")
         return
-    for (variant, change), mine in groups.items():
+    for variant, mine in groups.items():
+        worst = max(mine, key=lambda row: abs(row.delta or 0.0))
         where = words.listing([words.short(row.target, 40) for row in mine])
-        lost = f"{words.plain(mine[0].metric_name)} {change}{_lost_at(mine[0])}"
-        yield Finding("bad", f"{words.short(variant, 40)} on {where} is worse than the original: {lost}.", mine[0])
+        most = "" if len({_change(row) for row in mine}) == 1 else f" on {words.short(worst.target, 40)}"
+        lost = f"{words.plain(worst.metric_name)} {_change(worst)}{most}{_lost_at(worst)}"
+        yield Finding("bad", f"{words.short(variant, 40)} on {where} is worse than the original: {lost}.", worst)
 
 
 def _lost_at(row: Row) -> str:
@@ -284,7 +303,8 @@ def _against_unpruned(rows: list[Row]) -> Iterator[Finding]:
             speeds = f"{words.times(row.speedup)} against {words.times(other.speedup)}"
             sentence = (
                 f"{row.label} is slower than {words.short(other.variant, 40)}, which is not pruned ({speeds})."
-                " Kernels work on blocks of channels: the counts that pruning left fit them worse."
+                " Kernels work on blocks of channels: the counts that pruning left fit them worse;"
+                " target_speedup chooses counts by their measured time."
             )
             yield Finding("bad", sentence, row)
 
