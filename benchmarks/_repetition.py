@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,22 +58,26 @@ def main() -> None:
     options = parser.parse_args()
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, machine_lock(), _load(options.load):
-        rounds = record(Path(folder), options.rounds)
+        rounds = record(Path(folder), options.rounds, MODELS)
     text = table(rounds, time.monotonic() - start, loaded=options.load)
     print(text)
     options.out.write_text(text)
 
 
-def record(folder: Path, count: int) -> Rounds:
-    """Each model once a round, in fresh processes as edgekit starts them; the order is turned round every time."""
+def record(folder: Path, count: int, models: Mapping[str, int]) -> Rounds:
+    """Each model once a round, in fresh processes as edgekit starts them; the order is turned round every time.
+
+    Args:
+        folder: Where the models go. count: How many rounds. models: Name → layers, the reference first.
+    """
     target = load_target("x86-cpu")
     cores = machine.pick_cores(1)
     rows = []
-    for name, layers in MODELS.items():
+    for name, layers in models.items():
         path = folder / f"{layers}.onnx"
         cnn(path, layers, channels=8, size=16)
         rows.append(Row(name, path, "onnxruntime"))
-    rounds: Rounds = {name: [] for name in MODELS}
+    rounds: Rounds = {name: [] for name in models}
     draw, order = random.Random(0), list(range(len(rows)))
     for number in range(count):
         if number % 2 == 0:
@@ -101,11 +105,19 @@ def cnn(path: Path, layers: int, channels: int = 16, size: int = 32) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path))
 
 
-def verdicts(before: Sequence[float], after: Sequence[float], starts: Sequence[int]) -> tuple[int, float]:
-    """How many windows call the two different, and the mean number of pairs that they took."""
+def verdicts(
+    before: Sequence[float], after: Sequence[float], starts: Sequence[int], asked: MeasureSection | None = None
+) -> tuple[int, float]:
+    """How many windows call the two different, and the mean number of pairs that they took.
+
+    Args:
+        before, after: Both models' medians, round by round. starts: The windows' first rounds.
+        asked: ``[measure]``, but for its budget; None: the defaults.
+    """
     different, pairs = 0, 0
     for start in starts:
-        settings = MeasureSection(budget_s=1e9, max_pairs=min(40, len(before) - start))
+        most = min((asked or MeasureSection()).max_pairs, len(before) - start)
+        settings = (asked or MeasureSection()).model_copy(update={"budget_s": 1e9, "max_pairs": most})
         counts = [0, 0]
 
         def replay(index: int, start: int = start, counts: list[int] = counts) -> Answer:
