@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import record_maker as make
+from click.testing import CliRunner
 
 from edgekit import backends, bundle, result, runner, target
+from edgekit.cli import cli
 from edgekit.errors import InputError, UnavailableError
 from edgekit.pipeline import golden
 
@@ -72,6 +74,16 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(whole: Path, tmp_path: Path) -> Path:
     """A bundle that the test may break."""
     return shutil.copytree(whole, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(("options", "name"), [([], "x86-cpu-bundle"), (["--zip"], "x86-cpu-bundle.zip")])
+def test_without_out_the_target_names_the_bundle(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["bundle", str(root), "--target", "x86-cpu", "--variant", "int8", *options])
+    assert (done.exit_code, done.stdout.strip()) == (0, name)
+    assert (tmp_path / name).exists()
 
 
 def test_the_environment_is_bare(pythons: dict[str, Path]) -> None:

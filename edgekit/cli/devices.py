@@ -97,14 +97,15 @@ def inspect(
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="Whose artifact to bundle.")
 @click.option("--variant", help="Default: the fastest that kept the metric.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
-@click.option("--zip", "zipped", is_flag=True, help="Write one archive instead.")
+@click.option("--out", type=click.Path(path_type=Path), help="What to write; default: TARGET-bundle, or .zip.")
+@click.option("--zip", "zipped", is_flag=True, help="Write one archive instead of a folder.")
 @JSON
-def bundle(folder: Path, target: str, variant: str | None, out: Path, zipped: bool, as_json: bool) -> None:
+def bundle(folder: Path, target: str, variant: str | None, out: Path | None, zipped: bool, as_json: bool) -> None:
     """Make the folder that goes to the device: it runs there with the runtime and numpy alone."""
     from edgekit import bundle as bundles
 
-    written = bundles.bundle(folder, target, variant, out, zip=zipped)
+    place = out or Path(f"{target}-bundle{'.zip' if zipped else ''}")
+    written = bundles.bundle(folder, target, variant, place, zip=zipped)
     return console.out_json({"bundle": str(written)}) if as_json else console.out(str(written))
 
 
