@@ -408,9 +408,8 @@ def test_regions_without_autocast_or_gradients_are_plain_operations(tmp_path: Pa
             self.dead = nn.Linear(8, 8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                with torch.autocast("cpu", enabled=False):
-                    taught = self.teacher(x.float())
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                taught = self.teacher(x.float())
             with torch.autocast("cpu", enabled=False):
                 y, z = self.body(taught), taught * 2
             self.dead(y)
@@ -426,3 +425,20 @@ def test_regions_without_autocast_or_gradients_are_plain_operations(tmp_path: Pa
     assert without == {"teacher.weight", "teacher.bias"}
     assert any("'dead'" in text for text in exported.signature(graph).lost)
     torch.testing.assert_close(exported.load(exported.save(graph, tmp_path / "m.pt2"))(x), model(x))
+
+
+def test_an_operation_of_another_library_is_refused_before_it_is_saved(tmp_path: Path) -> None:
+    @torch.library.custom_op("elsewhere::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    twice.register_fake(torch.empty_like)
+
+    class Foreign(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.elsewhere.twice(x)
+
+    graph = exported.capture(Foreign(), X)
+    with pytest.raises(InputError, match=r"torch\.ops\.elsewhere\.twice\.default"):
+        exported.save(graph, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())

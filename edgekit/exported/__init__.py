@@ -214,6 +214,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
     """Write an exported module as a ``.pt2`` archive without pickled objects; atomically.
 
     Raises:
+        InputError: It calls an operation of another library, which :func:`load` would refuse.
         StageError: The file can't be written.
     """
     import io
@@ -223,12 +224,25 @@ def save(model: nn.Module, path: str | Path) -> Path:
     from edgekit.store import write_bytes
 
     meta = _meta(model)
+    _refuse_foreign_operations(model)
     notes = {key: meta[key] for key in ("leaves", "outputs", "dynamic", "lost")}
     buffer = io.BytesIO()
     with _quiet():
         torch.export.save(program(model), buffer, extra_files={"edgekit.json": json.dumps(notes)})
     write_bytes(Path(path), buffer.getvalue())
     return Path(path)
+
+
+def _refuse_foreign_operations(model: nn.Module) -> None:
+    from edgekit.exported._archive import TARGET
+
+    for node in model.graph.nodes:
+        name = f"torch.ops.{node.target}" if hasattr(node.target, "_schema") else ""
+        if name and not TARGET.fullmatch(name):
+            raise InputError(
+                f"the model calls {name}, an operation that is not torch's own, and could not be loaded again",
+                remedy='choose an implementation without it (in transformers: experts_implementation="eager")',
+            )
 
 
 def load(path: str | Path) -> nn.Module:

@@ -222,8 +222,10 @@ def _by_parameter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
 def _finished(exported: torch.export.ExportedProgram, axes: Axes, lost: list[str]) -> Exported:
     dynamic = {i: axes[i] for i in range(len(axes)) if axes[i]}
     module = from_program(exported, {"axes": dynamic, "lost": lost})
-    used = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    unused = sorted({name.rpartition(".")[0] for name in exported.graph_signature.parameters if name not in used})
+    used = {tensor.data_ptr() for tensor in module.parameters()}  # by place: of tied ones one name stays
+    state = exported.state_dict
+    gone = [name for name in exported.graph_signature.parameters if state[name].data_ptr() not in used]
+    unused = sorted({name.rpartition(".")[0] for name in gone})
     said = module.meta["edgekit"]["lost"]
     if unused:
         some = ", ".join(repr(n) for n in unused[:3])

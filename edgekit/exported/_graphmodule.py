@@ -65,7 +65,9 @@ def wrap(module: torch.fx.GraphModule, meta: dict[str, Any]) -> Exported:
     requires_grad = {name: p.requires_grad for name, p in module.named_parameters()}
     exported = Exported(module, graph)
     for name, parameter in exported.named_parameters():
-        parameter.requires_grad_(requires_grad.get(name, False) and parameter.is_floating_point())
+        parameter.requires_grad_(
+            requires_grad.get(name, False) and (parameter.is_floating_point() or parameter.is_complex())
+        )
     exported.meta["edgekit"] = meta
     tie(exported)
     return exported.eval()

@@ -1,4 +1,4 @@
-"""Regions that torch.export sets apart (``no_grad``, ``autocast``) put back into the graph; import it in functions only."""
+"""Puts regions that torch.export sets apart (``no_grad``, ``autocast``) back into the graph."""
 
 from __future__ import annotations
 

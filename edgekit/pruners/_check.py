@@ -86,6 +86,8 @@ def difference(a: Tensor, b: Tensor) -> float:
     """The greatest difference relative to the greatest value; infinite where only one is not finite."""
     if a.numel() == 0:
         return 0.0
+    if a.is_complex() and b.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     a, b = (t if t.dtype == torch.float64 else t.float() for t in (a, b))
     worst, scale = (a - b).abs().max(), a.abs().max()
     if bool(worst.isfinite() & scale.isfinite()):
@@ -132,6 +134,9 @@ def prove(analysis: Analysis, cut: Cut, nodes: dict[Node, Node], pruned: Any, fe
             return Proof(float("inf"), node, (str(error).strip().splitlines() or [type(error).__name__])[0][:160])
         if node.op == "output":
             return _outputs(expected, found, node)
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and isinstance(found, Tensor):
+            drawn = cut.take(expected, analysis.value(node).layers)  # both go on with the same random numbers
+            found = small.runner.env[nodes[node]] = drawn if drawn.shape == found.shape else found
         wrong = 0.0 if node.op == "get_attr" else _differs(analysis, cut, node, expected, found)
         if wrong > max(NODE_TOLERANCE, _rounding(found)):
             return Proof(wrong, node, f"it differs by {wrong:.1e} from the masked original")
@@ -162,12 +167,12 @@ def _differs(analysis: Analysis, cut: Cut, node: Node, expected: Any, found: Any
     mine = cut.take(expected, value.layers)
     if mine.shape != found.shape:
         return float("inf")
-    return difference(mine, found) if mine.is_floating_point() else 0.0
+    return difference(mine, found) if mine.is_floating_point() or mine.is_complex() else 0.0
 
 
 def _rounding(found: Any) -> float:
     """What sums in the tensor's own precision may differ by: tells in half precisions."""
-    exact = not isinstance(found, Tensor) or not found.is_floating_point()
+    exact = not isinstance(found, Tensor) or not (found.is_floating_point() or found.is_complex())
     return 0.0 if exact else 16 * torch.finfo(found.dtype).eps
 
 

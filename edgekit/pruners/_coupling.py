@@ -89,21 +89,28 @@ class Analysis:
         shape = self.shapes[node]
         return Value(shape, {d: ids for d, ids in layers.items() if shape[d] > 1})
 
-    def freeze(self, node: Node, *arguments: Any, why: str = "") -> None:
-        """Freeze all ids of the arguments (nodes or lists of nodes)."""
-        reason = why or f"{describe(node)} has no rule for it"
+    def freeze(self, node: Node, *arguments: Any, why: str = "") -> bool:
+        """Freeze all ids of the arguments (nodes or lists of nodes); True where there were any."""
+        reason, found = why or f"{describe(node)} has no rule for it", False
         for argument in _nodes(arguments):
             held = self.values.get(argument)
             for value in held if isinstance(held, list) else [held]:
                 for ids in value.layers.values() if isinstance(value, Value) else ():
                     self.ids.freeze(ids, reason)
+                    found = True
+        return found
 
-    def freeze_dims(self, node: Node, value: Value, dims: Any, why: str) -> None:
-        """Freeze the ids along some dimensions of a value, and whatever varies over them."""
-        dims = {d % value.rank for d in dims}
+    def still(self, node: Node, value: Value, dims: Any, why: str) -> Value:
+        """The value with nothing to remove along some dimensions, and the same removed at each of their places."""
+        dims, layers = {d % value.rank for d in dims}, {}
         for d, ids in value.layers.items():
-            if d in dims or any(ids.shape[o] > 1 for o in dims):
+            if d in dims:
                 self.ids.freeze(ids, f"{describe(node)} {why}")
+                continue
+            for o in dims:
+                ids = self.ids.tie_along(ids, o, describe(node)) if ids.shape[o] > 1 else ids
+            layers[d] = ids
+        return Value(value.shape, layers)
 
 
 def _nodes(arguments: Any) -> list[Node]:
@@ -172,8 +179,8 @@ def _visit(state: Analysis, node: Node) -> Any:
         known = RULES["pointwise"]
     if known is not None:
         return known(state, node)
-    state.unknown.setdefault(str(node.target), node)
-    state.freeze(node, node.args, list(node.kwargs.values()))
+    if state.freeze(node, node.args, list(node.kwargs.values())):
+        state.unknown.setdefault(str(node.target), node)
     return bare(state, node)
 
 
@@ -224,18 +231,28 @@ def _balance(state: Analysis, value: Any) -> None:
 
 
 def shapes_of(module: torch.fx.GraphModule, feeds: list[Any]) -> dict[Node, Any]:
-    """The sizes of every node's tensor(s), by running the graph on fake tensors.
+    """The sizes of every node's tensor(s), by running the graph on fake tensors; on real ones where data decide.
 
     Args:
         module: The exported module.
         feeds: The flat example inputs, in the order of the placeholders.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     runner = _Shapes(module, garbage_collect_values=True)
-    with mode, torch.no_grad():
-        runner.run(*[mode.from_tensor(f) if isinstance(f, Tensor) else f for f in feeds], enable_io_processing=False)
+    try:
+        fakes = [mode.from_tensor(f) if isinstance(f, Tensor) else f for f in feeds]
+        with mode, torch.no_grad():
+            runner.run(*fakes, enable_io_processing=False)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        runner = _Shapes(module, garbage_collect_values=True)
+        with torch.no_grad():
+            runner.run(*feeds, enable_io_processing=False)
     return runner.found
 
 

@@ -57,7 +57,7 @@ class Axis:
 
 
 def axes(analysis: Analysis, gradients: dict[str, Tensor] | None = None) -> list[Axis]:
-    """Every floating-point parameter along each of its dimensions that has ids, tied ones once."""
+    """Every floating-point or complex parameter along each of its dimensions that has ids, tied ones once."""
     found, seen = [], set()
     for node in analysis.module.graph.nodes:
         value = analysis.values.get(node)
@@ -66,7 +66,7 @@ def axes(analysis: Analysis, gradients: dict[str, Tensor] | None = None) -> list
         seen.add(id(value))
         name = str(node.target)
         tensor = attribute(analysis.module, name)
-        if not isinstance(tensor, torch.nn.Parameter) or not tensor.is_floating_point():
+        if not isinstance(tensor, torch.nn.Parameter) or not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         turned = any("transpose" in str(user.target) for user in node.users)
         for d, ids in value.layers.items():
@@ -74,7 +74,7 @@ def axes(analysis: Analysis, gradients: dict[str, Tensor] | None = None) -> list
             if any("embedding" in str(user.target) for user in node.users):
                 role = "output"
             gradient = (gradients or {}).get(name)
-            found.append(Axis(name, role, *_table(ids, tensor.detach().float(), gradient)))
+            found.append(Axis(name, role, *_table(ids, _real(tensor.detach()), gradient)))
     return found
 
 
@@ -85,7 +85,11 @@ def _table(ids: Tensor, tensor: Tensor, gradient: Tensor | None) -> tuple[Tensor
     def flat(t: Tensor) -> Tensor:
         return t.permute(*varied, *rest).reshape(int(np.prod([t.shape[i] for i in varied])), -1)
 
-    return ids.reshape(-1), flat(tensor), None if gradient is None else flat(gradient.float())
+    return ids.reshape(-1), flat(tensor), None if gradient is None else flat(_real(gradient))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return tensor.abs().float() if tensor.is_complex() else tensor.float()
 
 
 def groups(solved: Components, known: list[Axis]) -> list[Group]:

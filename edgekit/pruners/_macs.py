@@ -10,8 +10,9 @@ from torch.fx import Node
 
 from edgekit.pruners._coupling import Analysis, Value
 from edgekit.pruners._rewrite import Cut
-from edgekit.pruners._rules_layers import CONVS, GATES, TRANSPOSED
+from edgekit.pruners._rules_layers import CONVS, TRANSPOSED
 from edgekit.pruners._rules_math import bound
+from edgekit.pruners._rules_recurrent import CELLS, GATES
 
 Shape = Callable[[Value], tuple[int, ...]]
 PRODUCTS = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default")
@@ -98,6 +99,16 @@ def _recurrent(a: Analysis, node: Node, shape: Shape) -> int:
     return steps * sum(prod(shape(a.value(p))) for p in named["params"] if a.value(p).rank == 2)
 
 
+def _cell(a: Analysis, node: Node, shape: Shape) -> int:
+    rows = prod(a.value(node.args[0]).shape[:-1])
+    return rows * sum(prod(shape(a.value(w))) for w in node.args[2:4])
+
+
+def _bilinear(a: Analysis, node: Node, shape: Shape) -> int:
+    out, weight = shape(a.values[node]), shape(a.value(node.args[2]))
+    return prod(out) * prod(weight[1:])
+
+
 COUNTS: dict[str, Callable[[Analysis, Node, Shape], int]] = {
     **dict.fromkeys((f"aten.{n}" for n in f"{CONVS} {TRANSPOSED} convolution.default".split()), _conv),
     **dict.fromkeys(PRODUCTS, _matmul),
@@ -105,5 +116,7 @@ COUNTS: dict[str, Callable[[Analysis, Node, Shape], int]] = {
     "aten.linear.default": _linear,
     "aten.einsum.default": _einsum,
     "aten.scaled_dot_product_attention.default": _attention,
+    "aten.bilinear.default": _bilinear,
     **dict.fromkeys(GATES, _recurrent),
+    **dict.fromkeys(CELLS, _cell),
 }

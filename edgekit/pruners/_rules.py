@@ -7,5 +7,5 @@ import importlib
 
 def load() -> None:
     """Fill the tables (once: importing is what registers)."""
-    for name in ("math", "view", "move", "layers", "size"):
+    for name in ("math", "view", "move", "layers", "recurrent", "size"):
         importlib.import_module(f"edgekit.pruners._rules_{name}")

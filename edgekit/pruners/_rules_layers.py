@@ -1,10 +1,9 @@
-"""Coupling rules of layers: convolution, norms, attention, recurrence, embedding, pooling, creation."""
+"""Coupling rules of layers: convolution, norms, attention, embedding, pooling, creation."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -52,17 +51,17 @@ def convolution(state: Analysis, node: Node) -> Value:
     turned = "transpose" in str(node.target) or bool(named.get("transposed", False))
     batched = x.rank == weight.rank
     channel = 1 if batched else 0
-    state.freeze_dims(node, x, range(channel + 1, x.rank), "slides over it")
-    for d in range(2, weight.rank):
-        state.ids.freeze(weight.layers.get(d), "kernel size")
+    x = state.still(node, x, range(channel + 1, x.rank), "slides over it")
+    weight = state.still(node, weight, range(2, weight.rank), "slides with it")
     inputs = channels(state, node, x, channel)
-    if named["groups"] > 1:
-        outputs = _grouped(state, node, inputs, weight, named["groups"], turned)
+    groups = (state.shapes[node] if turned else x.shape)[channel] // weight.shape[1]  # the argument may be computed
+    if groups > 1:
+        outputs = _grouped(state, node, inputs, weight, groups, turned)
     else:
-        outputs = vector(weight, 1 if turned else 0)
-        state.ids.tie(vector(weight, 0 if turned else 1), inputs, _stays(node))
+        outputs = channels(state, node, weight, 1 if turned else 0)
+        state.ids.tie(channels(state, node, weight, 0 if turned else 1), inputs, stays(node))
     if named["bias"] is not None:
-        state.ids.tie(outputs, bias, _stays(node))
+        state.ids.tie(outputs, bias, stays(node))
     result = spread(state, node, outputs, channel)
     if batched and 0 in x.layers:  # windows or groups that went into the batch
         result.layers[0] = channels_at(state, node, x, 0)
@@ -76,7 +75,8 @@ def channels_at(state: Analysis, node: Node, x: Value, dim: int) -> Tensor:
     return ids.reshape([-1 if i == dim else 1 for i in range(x.rank)])
 
 
-def _stays(node: Node) -> str:
+def stays(node: Node) -> str:
+    """Why what meets something whole stays whole."""
     return f"{describe(node)} joins it to something that stays whole"
 
 
@@ -84,30 +84,30 @@ def _grouped(
     state: Analysis, node: Node, inputs: Tensor | None, weight: Value, groups: int, turned: bool
 ) -> Tensor | None:
     """Ids of the outputs of a grouped convolution; each group keeps as many inputs and outputs as any other."""
-    rows = vector(weight, 0)  # outputs; inputs where transposed
+    rows = channels(state, node, weight, 0)  # outputs; inputs where transposed
     count = weight.shape[0]
     each = weight.shape[1]
     if rows is None:
-        state.ids.freeze(inputs, _stays(node))
+        state.ids.freeze(inputs, stays(node))
         return None
     if count == groups and each == 1:  # depthwise: a group is a channel
-        state.ids.tie(rows, inputs, _stays(node))
+        state.ids.tie(rows, inputs, stays(node))
         return rows
     inside = weight.layers.get(1)
     if turned:
-        state.ids.tie(rows, inputs, _stays(node))
+        state.ids.tie(rows, inputs, stays(node))
         if count > groups:
             state.ids.balance(rows.reshape(groups, -1), 1)
         return _turned(state, node, rows, inside, weight, groups)
     if inputs is None:
-        state.ids.freeze(inside, _stays(node))
+        state.ids.freeze(inside, stays(node))
     elif each > 1:
         table = inputs.reshape(groups, 1, each).expand(groups, count // groups, each).reshape(count, each)
-        state.ids.tie(inside if inside is None else inside.reshape(inside.shape[0], each), table, _stays(node))
+        state.ids.tie(inside if inside is None else inside.reshape(inside.shape[0], each), table, stays(node))
         state.ids.balance(inputs.reshape(groups, each), 1)
     if each == 1:  # one input channel a group: the whole group goes
         first = state.ids.tie_along(rows.reshape(groups, -1), 1, describe(node))
-        state.ids.tie(first.reshape(-1), inputs, _stays(node))
+        state.ids.tie(first.reshape(-1), inputs, stays(node))
     else:
         state.ids.balance(rows.reshape(groups, -1), 1)
     return rows
@@ -133,7 +133,7 @@ def _affine(state: Analysis, node: Node, ids: Tensor | None, *arguments: Any) ->
     """Tie per-channel vectors (scales, biases, statistics) to the channels."""
     for argument in arguments:
         if argument is not None:
-            state.ids.tie(vector(state.value(argument)), ids, _stays(node))
+            state.ids.tie(vector(state.value(argument)), ids, stays(node))
 
 
 @rule("aten.batch_norm.default", "aten.instance_norm.default", "aten._native_batch_norm_legit_no_training.default")
@@ -141,10 +141,10 @@ def _affine(state: Analysis, node: Node, ids: Tensor | None, *arguments: Any) ->
 def batch_norm(state: Analysis, node: Node) -> Any:
     """Per-channel statistics along dimension 1."""
     x = state.value(node.args[0])
+    if "instance_norm" in str(node.target):
+        x = state.still(node, x, range(2, x.rank), "takes statistics over it")
     ids = channels(state, node, x, 1)
     _affine(state, node, ids, *[a for a in node.args[1:5] if isinstance(a, Node)])
-    if "instance_norm" in str(node.target):
-        state.freeze_dims(node, x, range(2, x.rank), "takes statistics over it")
     result = spread(state, node, ids, 1)
     other = {d: i for d, i in x.layers.items() if d != 1 and i.shape[1] == 1}
     result = Value(result.shape, {**other, **result.layers})
@@ -170,7 +170,7 @@ def layer_norm(state: Analysis, node: Node) -> Any:
             state.ids.tie(
                 None if mine is None else mine.reshape((1,) * (x.rank - over) + tuple(mine.shape)),
                 x.layers.get(d),
-                _stays(node),
+                stays(node),
             )
     result = Value(x.shape, dict(x.layers))
     if isinstance(state.shapes[node], list):
@@ -183,9 +183,8 @@ def group_norm(state: Analysis, node: Node) -> Any:
     """Statistics over groups of channels along dimension 1: each group keeps as many."""
     named = bound(node)
     groups = int(named["num_groups"] if "num_groups" in named else named["group"])
-    x = state.value(node.args[0])
+    x = state.still(node, state.value(node.args[0]), range(2, len(state.value(node.args[0]).shape)), "takes statistics")
     ids = channels(state, node, x, 1)
-    state.freeze_dims(node, x, range(2, x.rank), "takes statistics over it")
     _affine(state, node, ids, named.get("weight"), named.get("bias"))
     if ids is not None and 1 < groups < x.shape[1]:
         state.ids.balance(ids.reshape(groups, -1), 1)
@@ -202,7 +201,7 @@ def prelu(state: Analysis, node: Node) -> Value:
     if slope.shape and max(slope.shape) > 1:
         d = next(i for i, n in enumerate(slope.shape) if n > 1)
         place = d if slope.rank == x.rank else min(1, x.rank - 1)
-        state.ids.tie(vector(slope, d), channels(state, node, x, place), _stays(node))
+        state.ids.tie(vector(slope, d), channels(state, node, x, place), stays(node))
     return Value(x.shape, dict(x.layers))
 
 
@@ -214,7 +213,7 @@ def attention(state: Analysis, node: Node) -> Value:
     if named["enable_gqa"] and q.shape[-3] != k.shape[-3]:
         k, v = (_repeated(t, q.shape[-3]) for t in (k, v))
     lead = [f"b{i}" for i in range(q.rank - 2)]
-    state.freeze_dims(node, k, [-2], "takes a softmax over it")
+    k = state.still(node, k, [-2], "takes a softmax over it")
     products = [(q, [*lead, "l", "e"]), (k, [*lead, "s", "e"]), (v, [*lead, "s", "v"])]
     if named["attn_mask"] is not None:
         mask = state.value(named["attn_mask"])
@@ -230,60 +229,15 @@ def _repeated(x: Value, heads: int) -> Value:
     return Value(shape, {k: i.repeat_interleave(times, d) if i.shape[d] > 1 else i for k, i in x.layers.items()})
 
 
-@rule("aten.embedding.default")
-def embedding(state: Analysis, node: Node) -> Value:
-    """Rows of a table; its columns are channels, its rows are the vocabulary."""
-    table, places = state.value(node.args[0]), state.value(node.args[1])
+@rule("aten.embedding.default", "aten.embedding_bag.padding_idx", "aten.embedding_bag.default")
+def embedding(state: Analysis, node: Node) -> Any:
+    """Rows of a table, or means of them; its columns are channels, its rows are the vocabulary."""
+    table = state.value(node.args[0])
     state.ids.freeze(table.layers.get(0), f"{describe(node)} looks rows up by number")
-    for ids in places.layers.values():
-        state.ids.freeze(ids, f"{describe(node)} uses it as row numbers")
-    return spread(state, node, vector(table, 1), -1)
-
-
-GATES = {"aten.lstm.input": 4, "aten.gru.input": 3, "aten.rnn_tanh.input": 1, "aten.rnn_relu.input": 1}
-
-
-@rule(*GATES)
-def recurrent(state: Analysis, node: Node) -> list[Value]:
-    """LSTM, GRU and RNN: a hidden unit goes in every gate, in the recurrence and in what reads it."""
-    named, gates = bound(node), GATES[str(node.target)]
-    x = state.value(named["input"])
-    per = 4 if named["has_biases"] else 2
-    ways = 2 if named["bidirectional"] else 1
-    weights = [state.value(p) for p in named["params"]]
-    initial = named["hx"] if isinstance(named["hx"], (list, tuple)) else [named["hx"]]
-    if len(weights) != per * ways * named["num_layers"]:  # a projection: its hidden size is another
-        state.freeze(node, node.args, why=f"{describe(node)} has a projection")
-        return [Value(s) for s in state.shapes[node]]
-    inputs = channels(state, node, x, -1)
-    hidden: list[Tensor] = []
-    units: list[Tensor] = []
-    for layer in range(named["num_layers"]):
-        units = []
-        for way in range(ways):
-            start = (layer * ways + way) * per
-            units.append(_cell(state, node, weights[start : start + per], inputs, gates))
-        hidden += units
-        inputs = torch.cat(units)
-    everything = torch.stack(hidden).unsqueeze(1)  # (layers · ways, 1, hidden)
-    for state_ in initial:
-        state.ids.tie(state.value(state_).layers.get(2), everything, _stays(node))
-    state.ids.balance(everything, 2)
+    state.freeze(node, node.args[1:], why=f"{describe(node)} uses it as row numbers")
+    found = spread(state, node, channels(state, node, table, 1), -1)
     shapes = state.shapes[node]
-    out = Value(shapes[0], {2: inputs.reshape(1, 1, -1)} if inputs is not None else {})
-    return [out, *(Value(s, {2: everything}) for s in shapes[1:])]
-
-
-def _cell(state: Analysis, node: Node, weights: list[Value], inputs: Tensor | None, gates: int) -> Tensor:
-    """One direction of one layer: ``w_ih (gates · hidden, in)``, ``w_hh (gates · hidden, hidden)``, biases."""
-    w_ih, w_hh, *biases = weights
-    units = state.ids.fresh(w_hh.shape[1])
-    state.ids.tie(vector(w_ih, 1), inputs, _stays(node))
-    state.ids.tie(vector(w_hh, 1), units, _stays(node))
-    for part in (w_ih, w_hh, *biases):
-        ids = vector(part, 0)
-        state.ids.tie(None if ids is None else ids.reshape(gates, -1), units.reshape(1, -1), _stays(node))
-    return units
+    return [found, *(Value(s) for s in shapes[1:])] if isinstance(shapes, list) else found
 
 
 WINDOWS = {
@@ -307,10 +261,7 @@ def _window(size: int) -> Any:
         for other in node.all_input_nodes[1:]:
             for ids in state.value(other).layers.values():
                 state.ids.freeze(ids, f"{describe(node)} uses it as places")
-        state.freeze_dims(node, x, range(x.rank - size, x.rank), "slides over it")
-        lead = {
-            d: i for d, i in x.layers.items() if d < x.rank - size and all(n == 1 for n in i.shape[x.rank - size :])
-        }
+        lead = state.still(node, x, range(x.rank - size, x.rank), "slides over it").layers
         shapes = state.shapes[node]
         if isinstance(shapes, list):
             return [Value(s, dict(lead)) for s in shapes]
@@ -358,9 +309,7 @@ def counted(state: Analysis, node: Node) -> Value:
 @rule("aten.triu.default", "aten.tril.default", "aten.triu_.default", "aten.tril_.default")
 def triangle(state: Analysis, node: Node) -> Value:
     """Part of a matrix by place: its last two dimensions stay."""
-    x = state.value(node.args[0])
-    state.freeze_dims(node, x, [-1, -2], "cuts a triangle from it")
-    return Value(x.shape, {d: i for d, i in x.layers.items() if d < x.rank - 2})
+    return state.still(node, state.value(node.args[0]), [-1, -2], "cuts a triangle from it")
 
 
 @rule("aten.copy_.default", "aten.copy.default")
@@ -375,9 +324,9 @@ def copy(state: Analysis, node: Node) -> Value:
 def weight_norm(state: Analysis, node: Node) -> Any:
     """``g · v / |v|``: the norm is taken over all dimensions but one, which alone can go."""
     v, g, d = state.value(node.args[0]), state.value(node.args[1]), bound(node)["dim"] % 8
-    state.freeze_dims(node, v, [i for i in range(v.rank) if i != d], "takes a norm over it")
+    v = state.still(node, v, [i for i in range(v.rank) if i != d], "takes a norm over it")
     ids = vector(v, d)
-    state.ids.tie(vector(g, d), ids, _stays(node))
+    state.ids.tie(vector(g, d), ids, stays(node))
     shapes = state.shapes[node]
     if isinstance(shapes, list):
         return [Value(v.shape, {d: v.layers[d]} if d in v.layers else {}), Value(shapes[1])]

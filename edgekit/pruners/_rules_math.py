@@ -54,6 +54,7 @@ def elementwise(state: Analysis, node: Node, values: Sequence[Value]) -> Value:
 
 # Element by element too, though torch does not tag them so.
 UNTAGGED = (
+    "complex.default polar.default real.default imag.default "
     "relu6_.default hardswish.default hardswish_.default mish_.default log_sigmoid.default where.ScalarOther"
     " where.ScalarSelf where.Scalar masked_fill.Tensor masked_fill_.Scalar masked_fill_.Tensor floor_divide.default"
     " floor_divide.Scalar floor_divide_.Tensor true_divide.Scalar true_divide.Tensor rsub.Tensor rsub.Scalar"
@@ -167,6 +168,28 @@ def addmm(state: Analysis, node: Node) -> Value:
     return contract(state, node, [*operands, (bias, out[len(out) - bias.rank :])], out)
 
 
+@rule("aten.bilinear.default")
+def bilinear(state: Analysis, node: Node) -> Value:
+    """``a (…, i) · weight (o, i, j) · b (…, j) + bias (o)``."""
+    a, b, weight, *bias = (state.value(n) for n in node.args[:4])
+    lead = list(range(a.rank - 1))
+    operands: list[tuple[Value, Letters]] = [(a, [*lead, "i"]), (b, [*lead, "j"]), (weight, ["o", "i", "j"])]
+    if bias and bias[0].rank:
+        operands.append((bias[0], ["o"]))
+    return contract(state, node, operands, [*lead, "o"])
+
+
+@rule("aten.cosine_similarity.default")
+def cosine(state: Analysis, node: Node) -> Value:
+    """A product and two norms summed over one dimension: over channels, those that stay."""
+    a, b = state.value(node.args[0]), state.value(node.args[1])
+    if a.rank != b.rank:
+        state.freeze(node, node.args)
+        return Value(state.shapes[node])
+    letters, d = list(range(a.rank)), bound(node)["dim"] % a.rank
+    return contract(state, node, [(a, letters), (b, letters)], [i for i in letters if i != d])
+
+
 @rule("aten.einsum.default")
 def einsum(state: Analysis, node: Node) -> Any:
     """Einstein's notation itself."""
@@ -192,7 +215,7 @@ def reduce(state: Analysis, node: Node) -> Value:
     dims = [dims] if isinstance(dims, int) else list(dims or range(x.rank))
     over = {d % x.rank for d in dims}
     if str(node.target)[5:] in PEAKS.split():
-        state.freeze_dims(node, x, over, "takes an extreme over channels")
+        x = state.still(node, x, over, "takes an extreme over channels")
     layers, place = {}, 0
     for d in range(x.rank):
         if d in over:
@@ -212,10 +235,7 @@ def reduce(state: Analysis, node: Node) -> Value:
 @rule("aten.cumsum.default", "aten.cumprod.default")
 def along(state: Analysis, node: Node) -> Value:
     """Operations that mix all elements along one dimension, so none of it can go."""
-    x = state.value(node.args[0])
-    d = node.args[1] % x.rank
-    state.ids.freeze(x.layers.get(d), f"{describe(node)} mixes all channels")
-    return Value(x.shape, {k: ids for k, ids in x.layers.items() if k != d})
+    return state.still(node, state.value(node.args[0]), [node.args[1]], "mixes all channels")
 
 
 @rule(
@@ -223,7 +243,32 @@ def along(state: Analysis, node: Node) -> Value:
 )
 @rule("aten.argmin.default", "aten.argsort.default", "aten.kthvalue.default", "aten.median.dim")
 def order(state: Analysis, node: Node) -> Any:
-    """Choosing by value along one dimension: nothing of the tensor goes."""
-    state.freeze(node, node.args, why=f"{describe(node)} orders its elements")
-    shape = state.shapes[node]
-    return [Value(s) for s in shape] if isinstance(shape, list) else Value(shape)
+    """Choosing by value along one dimension, of which nothing goes; along all where none is named."""
+    x, d, shape = state.value(node.args[0]), bound(node)["dim"], state.shapes[node]
+    dims = range(x.rank) if d is None else [d % x.rank]
+    x = state.still(node, x, dims, "orders its elements")
+    first = shape[0] if isinstance(shape, list) else shape
+    there = [i for i in range(x.rank) if len(first) == x.rank or i not in dims]
+    layers = {there.index(k): ids.reshape([ids.shape[i] for i in there]) for k, ids in x.layers.items()}
+    return [Value(s, dict(layers)) for s in shape] if isinstance(shape, list) else Value(shape, layers)
+
+
+FOURIER = "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn"
+
+
+@rule(*(f"aten.fft_{n}.default" for n in FOURIER.split()))
+def fourier(state: Analysis, node: Node) -> Value:
+    """Fourier transforms along some dimensions: those stay, the others pass."""
+    x, dims = state.value(node.args[0]), bound(node)["dim"]
+    dims = [dims] if isinstance(dims, int) else range(x.rank) if dims is None else dims
+    return Value(state.shapes[node], state.still(node, x, dims, "transforms it").layers)
+
+
+@rule("aten.view_as_real.default", "aten.view_as_complex.default")
+def complex_view(state: Analysis, node: Node) -> Value:
+    """Real and imaginary parts as a last dimension of two, or back."""
+    x = state.value(node.args[0])
+    if "real" in str(node.target):
+        return Value(state.shapes[node], {d: ids.unsqueeze(-1) for d, ids in x.layers.items()})
+    x = state.still(node, x, [-1], "takes it as real and imaginary part")
+    return Value(state.shapes[node], {d: ids.squeeze(-1) for d, ids in x.layers.items()})

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgekit.pruners._coupling import Analysis, Value, attribute, describe, rule
-from edgekit.pruners._rules_math import bound
+from edgekit.pruners._rules_math import bound, elementwise
 
 
 def cut(ids: Tensor, d: int, start: int, end: int, step: int = 1) -> Tensor:
@@ -83,8 +83,8 @@ def select(state: Analysis, node: Node) -> Value:
     x, d, place = state.value(node.args[0]), node.args[1], node.args[2]
     d %= x.rank
     if not isinstance(place, int):
-        state.freeze_dims(node, x, [d], "takes a channel whose place is computed")
-        return Value(state.shapes[node])
+        x = state.still(node, x, [d], "takes a channel whose place is computed")
+        return _picked(state, node, x, d, 0, state.shapes[node])
     return _picked(state, node, x, d, place % x.shape[d], state.shapes[node])
 
 
@@ -190,8 +190,7 @@ def pad(state: Analysis, node: Node) -> Value:
         if before == 0 and after == 0:
             continue
         if not constant or not all(isinstance(n, int) and n >= 0 for n in (before, after)):
-            state.freeze_dims(node, x, [d], "pads it with its neighbours")
-            layers.pop(d, None)
+            layers = state.still(node, Value(x.shape, layers), [d], "pads it with its neighbours").layers
             continue
         for k, ids in list(layers.items()):
             if k == d:
@@ -213,8 +212,7 @@ def roll(state: Analysis, node: Node) -> Value:
     x, named = state.value(node.args[0]), bound(node)
     dims, shifts = ([n] if isinstance(n, int) else list(n) for n in (named["dims"], named["shifts"]))
     if not dims or not all(isinstance(n, int) for n in shifts):
-        state.freeze_dims(node, x, dims or range(x.rank), "rolls it")
-        return Value(x.shape, dict(x.layers))
+        return state.still(node, x, dims or range(x.rank), "rolls it")
     for d, shift in zip(dims, shifts, strict=True):
         x = picked(state, node, x, d % x.rank, torch.arange(x.shape[d]).roll(shift))
     return x
@@ -235,8 +233,7 @@ def index_select(state: Analysis, node: Node) -> Value:
     places = constant(state, node.args[2])
     _freeze_places(state, node, node.args[2])
     if places is None:
-        state.freeze_dims(node, x, [d], "picks channels by computed places")
-        return state.like(node, {k: i for k, i in x.layers.items() if k != d and i.shape[d] == 1})
+        return state.like(node, state.still(node, x, [d], "picks channels by computed places").layers)
     return picked(state, node, x, d, places)
 
 
@@ -261,7 +258,7 @@ def index(state: Analysis, node: Node) -> Value:
     x, places = state.value(node.args[0]), list(node.args[1])
     _freeze_places(state, node, *[p for p in places if p is not None])
     at = [d for d, p in enumerate(places) if p is not None]
-    state.freeze_dims(node, x, at, "picks elements by their places")
+    x = state.still(node, x, at, "picks elements by their places")
     if any(len(state.value(places[d]).shape) == 0 for d in at) or at != list(range(at[0], at[-1] + 1)):
         for ids in x.layers.values():
             state.ids.freeze(ids, f"{describe(node)} picks elements by their places")
@@ -269,18 +266,37 @@ def index(state: Analysis, node: Node) -> Value:
     width = max(state.value(places[d]).rank for d in at)
     layers = {}
     for d, ids in x.layers.items():
-        if d in at or any(ids.shape[o] > 1 for o in at):
-            continue
         lead, tail = ids.shape[: at[0]], ids.shape[at[-1] + 1 :]
         layers[d if d < at[0] else d - len(at) + width] = ids.reshape((*lead, *(1,) * width, *tail))
     return state.like(node, layers)
 
 
-@rule("aten.gather.default", "aten.take_along_dim.default")
-def gather(state: Analysis, node: Node) -> Value:
-    """Elements by computed places: nothing goes."""
-    state.freeze(node, node.args, why=f"{describe(node)} picks elements by computed places")
-    return Value(state.shapes[node])
+ADDED = "index_add index_add_ index_copy index_copy_"
+PLACED = (
+    "gather.default take_along_dim.default scatter.src scatter.value scatter_.src scatter_.value scatter_add.default"
+    " scatter_add_.default scatter_reduce.two scatter_reduce_.two"
+)
+
+
+@rule(*(f"aten.{n}.default" for n in ADDED.split()), *(f"aten.{n}" for n in PLACED.split()))
+def placed(state: Analysis, node: Node) -> Value:
+    """Elements read from, or written to, computed places along one dimension: it stays, the others meet one by one."""
+    named = bound(node)
+    known = [state.value(a) for a in node.args if isinstance(a, Node)]
+    if str(node.target).startswith("aten.index_"):
+        _freeze_places(state, node, named["index"])
+        known = [state.value(named["self"]), state.value(named["source"])]
+    d, rank = named["dim"], known[0].rank
+    if d is None or any(v.rank != rank for v in known) or not _alike(known, d % rank):
+        state.freeze(node, node.args, why=f"{describe(node)} takes elements by computed places")
+        return Value(state.shapes[node])
+    known = [state.still(node, v, [d], "takes elements by computed places") for v in known]
+    return elementwise(state, node, known)
+
+
+def _alike(values: list[Value], d: int) -> bool:
+    """Whether the sizes are the same but along ``d``."""
+    return len({(*v.shape[:d], *v.shape[d + 1 :]) for v in values}) == 1
 
 
 @rule("aten.pixel_shuffle.default")
@@ -292,8 +308,8 @@ def pixel_shuffle(state: Analysis, node: Node) -> Value:
 def _gathered(state: Analysis, node: Node, from_end: int, times: int) -> Value:
     x = state.value(node.args[0])
     d = x.rank - from_end
+    x = state.still(node, x, range(d + 1, x.rank), "moves channels into it")
     ids = x.layers.get(d)
-    state.freeze_dims(node, x, [o for o in range(x.rank) if o > d], "moves channels into it")
     if ids is None:
         return Value(state.shapes[node])
     ids = ids.unflatten(d, (-1, times))
@@ -306,7 +322,7 @@ def pixel_unshuffle(state: Analysis, node: Node) -> Value:
     """``(…, C, H·r, W·r)`` to ``(…, C·r², H, W)``."""
     x = state.value(node.args[0])
     d = x.rank - 3
-    state.freeze_dims(node, x, [d + 1, d + 2], "moves it into channels")
+    x = state.still(node, x, [d + 1, d + 2], "moves it into channels")
     ids = x.layers.get(d)
     return state.like(node, {} if ids is None else {d: ids.repeat_interleave(node.args[1] ** 2, d)})
 
@@ -315,7 +331,7 @@ def pixel_unshuffle(state: Analysis, node: Node) -> Value:
 def im2col(state: Analysis, node: Node) -> Value:
     """``(N, C, H, W)`` to ``(N, C·k·k, L)``: the patches of each channel."""
     x = state.value(node.args[0])
-    state.freeze_dims(node, x, [2, 3], "cuts patches from it")
+    x = state.still(node, x, [2, 3], "cuts patches from it")
     ids = x.layers.get(1)
     if ids is None:
         return Value(state.shapes[node])
@@ -326,7 +342,7 @@ def im2col(state: Analysis, node: Node) -> Value:
 def col2im(state: Analysis, node: Node) -> Value:
     """``(N, C·k·k, L)`` to ``(N, C, H, W)``."""
     x = state.value(node.args[0])
-    state.freeze_dims(node, x, [2], "joins patches from it")
+    x = state.still(node, x, [2], "joins patches from it")
     ids = x.layers.get(1)
     if ids is None:
         return Value(state.shapes[node])
@@ -338,8 +354,8 @@ def col2im(state: Analysis, node: Node) -> Value:
 def unfold(state: Analysis, node: Node) -> Value:
     """Windows along one dimension."""
     x, d = state.value(node.args[0]), node.args[1] % state.value(node.args[0]).rank
-    state.freeze_dims(node, x, [d], "cuts windows from it")
-    return state.like(node, {k: i.unsqueeze(-1) for k, i in x.layers.items() if k != d and i.shape[d] == 1})
+    x = state.still(node, x, [d], "cuts windows from it")
+    return state.like(node, {k: i.unsqueeze(-1) for k, i in x.layers.items()})
 
 
 @rule("aten.glu.default")

@@ -149,14 +149,14 @@ def pad(state: Rewrite, node: Node, named: Named) -> None:
 @sizes("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input", "convolution.default")
 def groups(state: Rewrite, node: Node, named: Named) -> None:
     """Where a group is one channel, there are as many groups as channels."""
-    if named["groups"] == 1 or state.value(named["weight"]).shape[1] != 1:
+    if state.value(named["weight"]).shape[1] != 1:
         return
     x = state.value(named["input"])
     d = x.rank - (state.value(named["weight"]).rank - 1)
     turned = "transpose" in str(node.target) or named.get("transposed", False)
     before = state.analysis.shapes[node][d] if turned else x.shape[d]
     after = state.after(node)[d] if turned else state.cut.kept(x, d)
-    named["groups"] = named["groups"] * after // before
+    named["groups"] = state.resized([named["groups"]], (before,), (after,))[0]
 
 
 @sizes("layer_norm.default", "native_layer_norm.default", "rms_norm.default", "_fused_rms_norm.default")
