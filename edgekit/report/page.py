@@ -100,7 +100,7 @@ def _header(results: dict[str, Any], rows: list[Row], found: Verdict) -> Html:
         el(
             "div",
             el("span", _SIGNS[found.kind], class_="sign", aria_hidden="true"),
-            el("div", el("h1", found.title), _broken(broken(results)), el("p", found.sentence, class_="lead")),
+            el("div", el("h1", found.title), el("p", found.sentence, class_="lead"), _broken(broken(results))),
             class_=f"verdict {found.kind}",
         ),
         _numbers(shown) if shown else None,
