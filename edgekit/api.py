@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import child
-from edgekit.console import warn
 from edgekit.errors import InputError
 from edgekit.recipe import ExportSection
 from edgekit.store import copy_file
@@ -63,8 +62,6 @@ def export(
         if section.simplify:
             simplified = child.call("edgekit.exporting:simplify_job", model=str(raw), out=str(simple))
             report = {**report, **simplified, "parity": _worse(report["parity"], simplified["parity"])}
-            if text := simplified.get("warning"):
-                warn(text)
         files = _delivered((simple if section.simplify else raw).parent, target)
     return Made(target, files, report)
 
@@ -85,10 +82,10 @@ def compile(model_path: str | Path, target: str | Target = "x86-cpu", out: str |
         UnavailableError: The target's runtime can't be used here.
         StageError: The runtime failed.
     """
-    from edgekit.onnxfile import check_onnx
+    from edgekit import backends
 
     aim = target if isinstance(target, Target) else load_target(target)
-    check_onnx(model_path)
+    backends.prove_sound(Path(model_path))
     report = child.call(
         "edgekit.backends:compile_job", model=str(model_path), target=aim.model_dump(mode="json"), out=str(out)
     )

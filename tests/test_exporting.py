@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import edgekit
-from edgekit import child, exported, exporting, onnxfile
+from edgekit import child, console, exported, exporting, onnxfile
 from edgekit.agree import trial_feeds
 from edgekit.errors import InputError, StageError
 from edgekit.exporting.preprocessing import with_preprocessing
@@ -108,8 +108,9 @@ def test_models_of_every_kind_export_and_simplify(tmp_path: Path, name: str) -> 
     made = exporting.export_job(str(source), {}, str(raw))
     assert made["parity"]["max_rel"] < 1e-5
     assert made["parity"]["samples"] >= 8
-    simplified = exporting.simplify_job(str(raw), str(simple))
-    assert "warning" not in simplified
+    with console.overhearing() as said:
+        simplified = exporting.simplify_job(str(raw), str(simple))
+    assert said == []
     assert simplified["parity"]["max_rel"] < 1e-5
     assert simplified["nodes"] <= made["nodes"] == simplified["nodes_before"]
     json.dumps([made, simplified], allow_nan=False)
@@ -373,12 +374,13 @@ def test_shared_weights_stay_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     exporting.export_job(str(source), {}, str(raw))
     exporting.onnxsim_job(str(raw), str(simple))
     assert onnxfile.parameters(simple) == 2 * 64_000  # what onnxsim does by itself
-    made = exporting.simplify_job(str(raw), str(simple))
-    assert "warning" not in made
-    assert onnxfile.parameters(simple) == 64_000
-    monkeypatch.setattr(exporting, "GROWTH", 0.5)
-    made = exporting.simplify_job(str(raw), str(simple))
-    assert "larger" in made["warning"]
+    with console.overhearing() as said:
+        exporting.simplify_job(str(raw), str(simple))
+        assert said == []
+        assert onnxfile.parameters(simple) == 64_000
+        monkeypatch.setattr(exporting, "GROWTH", 0.5)
+        exporting.simplify_job(str(raw), str(simple))
+    assert "larger" in said[0]
     assert onnxfile.read_model(simple) == onnxfile.read_model(raw)
 
 
@@ -389,8 +391,9 @@ def test_where_onnxsim_fails_the_graph_goes_on(tmp_path: Path, monkeypatch: pyte
     real = child.call
     instead = {"crash": "os:abort", "fail": "os:getloadavg_"}[kind]
     monkeypatch.setattr(child, "call", lambda function, /, **arguments: real(instead))
-    made = exporting.simplify_job(str(raw), str(simple))
-    assert made["warning"].startswith("onnxsim failed")
+    with console.overhearing() as said:
+        exporting.simplify_job(str(raw), str(simple))
+    assert said[0].startswith("simplify: onnxsim failed")
     assert onnxfile.read_model(simple) == onnxfile.read_model(raw)
 
 

@@ -376,7 +376,7 @@ def test_an_unsound_file_is_refused_before_any_runtime_sees_it(
 
 
 def test_a_file_that_kills_its_parser_is_wrong_input(unsound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.measure.bench.CHECK_S", 0.0)  # killed at once, as by the system
+    monkeypatch.setattr("edgekit.backends.CHECK_S", 0.0)  # killed at once, as by the system
     with pytest.raises(InputError, match="can't be read: backends:check_source_job was killed"):
         benchmark([unsound / "good.onnx"])
 

@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from edgekit import rooms
+from edgekit import child, rooms
 from edgekit.backends._inputs import check_feeds, check_file, check_source, read_feeds, run_batched, zero_feeds
 from edgekit.backends._protocol import Backend, Feeds, LayerPrecision, LayerTime, Port, Session
-from edgekit.errors import StageError, UnavailableError
+from edgekit.errors import InputError, StageError, UnavailableError
 from edgekit.target import Target, check_table, lacks
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = [
     "int8_macs_share",
     "load",
     "options_of",
+    "prove_sound",
     "read_feeds",
     "run_batched",
     "zero_feeds",
@@ -47,6 +48,7 @@ __all__ = [
 
 Table = TypeVar("Table", bound="BaseModel")
 
+CHECK_S = 300.0  # for one file's check
 INTEGER = frozenset({"int4", "int8", "uint8", "i4", "i8", "u4", "u8"})
 CONVERSIONS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ReorderInput", "ReorderOutput", "Cast"}
@@ -93,6 +95,23 @@ def conversions(layers: Iterable[LayerPrecision]) -> dict[str, int]:
 def probe_job(name: str) -> dict[str, str]:
     """Facts about a backend that works here (see :meth:`Backend.probe`)."""
     return load(name).probe()
+
+
+def prove_sound(model: Path) -> None:
+    """:func:`check_source` in a process of its own, for a file that the user gave: parsers are native code.
+
+    Raises:
+        InputError: What is wrong with it, also where it kills the parser.
+    """
+    try:
+        child.call("edgekit.backends:check_source_job", model=str(model), timeout_s=CHECK_S)
+    except StageError as error:
+        raise InputError(
+            f"this ONNX file can't be read: {error.problem}",
+            where=str(model),
+            remedy="export it again; if it was downloaded, compare its checksum with the publisher's",
+            details=error.details,
+        ) from error
 
 
 def check_source_job(model: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import agree, child
 from edgekit.agree import bisection
+from edgekit.console import warn
 from edgekit.errors import EdgekitError, InputError, StageError
 from edgekit.recipe import ExportSection
 
@@ -72,11 +73,10 @@ def export_job(model: str, settings: dict[str, Any], out: str) -> dict[str, Any]
 def simplify_job(model: str, out: str) -> dict[str, Any]:
     """Simplify an ONNX file with onnxsim and check that it computes the same. Runs in a child process.
 
-    Where onnxsim fails or the result is larger, the file goes on as it is, and ``warning`` in what
-    is returned says why.
+    Where onnxsim fails or the result is larger, the file goes on as it is, and a warning says why.
 
     Returns:
-        As :func:`export_job`, and ``nodes_before``, ``warning`` (only where it was not simplified).
+        As :func:`export_job`, and ``nodes_before``.
 
     Raises:
         StageError: The simplified graph computes something else; names the first node.
@@ -85,20 +85,21 @@ def simplify_job(model: str, out: str) -> dict[str, Any]:
 
     source, target = Path(model), Path(out)
     before = onnxfile.read_model(source)
-    warning = _simplified(source, target)
+    why_not = _simplified(source, target)
     verdict = None
-    if warning is None:
+    if why_not is None:
         trials = agree.trial_feeds(*agree.example_for(before))
         verdict = agree.check(_runtime(source), _runtime(target), trials)
         if not verdict.agrees:
             found = _found(bisection.bisect_onnx, model, out, trials[verdict.trial])
             raise _disagreement("simplify", "export", verdict, found)
     else:
+        warn(f"simplify: {why_not}")
         onnxfile.write_model(before, target)
     after = _load(target)
     facts = {**_described(after, target), "nodes_before": len(before.graph.node)}
     facts["parity"] = verdict.parity() if verdict else {"max_abs": 0.0, "max_rel": 0.0, "samples": 0}
-    return facts if warning is None else {**facts, "warning": warning}
+    return facts
 
 
 def translate(program: torch.export.ExportedProgram, opset: int) -> ir.Model:

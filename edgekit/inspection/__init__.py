@@ -51,7 +51,7 @@ def inspect(
     if artifact.suffix == ".pt2":
         return {**report, **child.call("edgekit.inspection:pt2_job", model=str(artifact))}
     if artifact.suffix == ".onnx":
-        child.call("edgekit.backends:check_source_job", model=str(artifact))
+        backends.prove_sound(artifact)
     aim = load_target(target) if target else this_machine(_backend_of(artifact))
     settings = aim.model_dump(mode="json")
     report |= child.call("edgekit.inspection:ports_job", artifact=str(artifact), target=settings)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import child
-from edgekit.errors import InputError, StageError
+from edgekit import backends
+from edgekit.errors import InputError
 from edgekit.measure.engine import TIMEOUT_S, Row, measure_rows
 from edgekit.measure.lock import machine_lock
 from edgekit.measure.results import Measured, each_once
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # What runs a file of that ending, where the target's own runtime does not.
 BACKENDS = {".xml": "openvino", ".ort": "onnxruntime", ".engine": "tensorrt", ".plan": "tensorrt"}
-CHECK_S = 300.0  # for one file's check
 
 
 def benchmark(
@@ -69,7 +68,8 @@ def benchmark(
     profile = target if isinstance(target, Target) else load_target(target)
     rows = rows_of(files, profile, Path(inputs) if inputs else None)
     for file in dict.fromkeys(files):
-        prove_sound(file)
+        if file.suffix.lower() == ".onnx":  # other formats are for their runtimes to judge
+            backends.prove_sound(file)
     settings = MeasureSection(pairs=pairs, max_pairs=max(pairs, max_pairs), budget_s=budget_s, precision=precision)
     place = Path(samples) if samples else None
     measured = measure_rows(rows, profile, settings, samples=place, seed=seed, timeout_s=timeout_s)
@@ -102,25 +102,6 @@ def rows_of(files: Sequence[Path], target: Target, inputs: Path | None) -> list[
         own = target if backend == target.backend else target.model_copy(update={"backend": backend, "options": {}})
         rows.append(Row(id=name, artifact=file, backend=backend, feeds=inputs, target=own))
     return rows
-
-
-def prove_sound(file: Path) -> None:
-    """Check an ONNX file in a process of its own; other formats are for their runtimes to judge.
-
-    Raises:
-        InputError: What is wrong with it, also where it kills the parser.
-    """
-    if file.suffix.lower() != ".onnx":
-        return
-    try:
-        child.call("edgekit.backends:check_source_job", model=str(file), timeout_s=CHECK_S)
-    except StageError as error:
-        raise InputError(
-            f"this ONNX file can't be read: {error.problem}",
-            where=str(file),
-            remedy="export it again; if it was downloaded, compare its checksum with the publisher's",
-            details=error.details,
-        ) from error
 
 
 def _names(files: Sequence[Path]) -> list[str]:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekit import child
-from edgekit.errors import InputError, StageError
 from edgekit.onnxfile import check as onnxcheck
 from edgekit.onnxfile.adopt import normalize
 from edgekit.onnxfile.cost import facts_job, macs, node_macs
@@ -25,11 +23,9 @@ if TYPE_CHECKING:
     from edgekit.backends import Port
 
 __all__ = [
-    "check_onnx",
     "external_files",
     "facts_job",
     "inputs",
-    "inspect_job",
     "macs",
     "node_macs",
     "normalize",
@@ -39,41 +35,9 @@ __all__ = [
     "write_model",
 ]
 
-CHECK_S = 300.0
 INLINE_BYTES = 2 * 1024**3 - 64 * 1024**2  # protobuf's limit of 2 GiB, less room for the graph
 # Integers of 64 bits are shapes and axes, not weights.
 WEIGHT_TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT32", "INT4", "UINT4", "INT2", "UINT2")
-
-
-def check_onnx(path: Path | str) -> dict[str, Any]:
-    """Refuse a file that is no sound ONNX model, before any library opens it in this process.
-
-    Returns:
-        ``nodes`` (count), ``opsets`` (domain → version), ``ir_version``, ``domains`` (of its operators).
-
-    Raises:
-        InputError: What is wrong with it, and what to do; also where parsing it kills the child.
-    """
-    path = Path(path)
-    require(path, "onnx")
-    try:
-        facts: dict[str, Any] = child.call("edgekit.onnxfile:inspect_job", timeout_s=CHECK_S, model=str(path))
-    except StageError as error:
-        raise InputError(
-            f"this ONNX file can't be read: {error.problem}",
-            where=str(path),
-            remedy="export the model again; if it was downloaded, compare its checksum with the publisher's",
-            details=error.details,
-        ) from error
-    return facts
-
-
-def inspect_job(model: str) -> dict[str, Any]:
-    """Child side of :func:`check_onnx`."""
-    proto = read_model(model, weights=False)
-    opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
-    domains = sorted({node.domain or "ai.onnx" for node in onnxcheck.nodes(proto)})
-    return {"nodes": len(proto.graph.node), "opsets": opsets, "ir_version": proto.ir_version, "domains": domains}
 
 
 def read_model(path: Path | str, *, weights: bool = True) -> onnx.ModelProto:

@@ -42,7 +42,7 @@ def normalize(
         example: Shapes of a batch by input or in the inputs' order: what free sizes are tried at, if nothing else says.
 
     Returns:
-        ``parity`` of the new file with the user's, and ``warnings``.
+        ``parity`` of the new file with the user's, ``nodes`` and ``opset``.
 
     Raises:
         InputError: What is wrong with the file; also where it crashes a library.
@@ -53,10 +53,10 @@ def normalize(
     section = (settings or ExportSection()).model_dump(mode="json")
     job = {"model": str(path), "out": str(out), "settings": section, "example": example}
     try:
-        made = _attempt(job, convert=True)
+        return _attempt(job, convert=True)
     except StageError:  # the version converter is native code too: crashed, or changed what the model computes
         try:
-            made = _attempt(job, convert=False)
+            return _attempt(job, convert=False)
         except StageError as error:
             raise InputError(
                 f"this ONNX file can't be taken in: {error.problem}",
@@ -64,9 +64,6 @@ def normalize(
                 remedy="export the model again with a current version of its framework",
                 details=error.details,
             ) from error
-    for text in made["warnings"]:
-        warn(f"{path.name}: {text}")
-    return made
 
 
 def _attempt(job: dict[str, Any], *, convert: bool) -> dict[str, Any]:
@@ -90,11 +87,10 @@ def normalize_job(
     section = ExportSection.model_validate(settings)
     proto = onnxfile.read_model(source)
     _refuse_foreign(proto, source)
-    warnings: list[str] = []
     proto = _plain(proto)
     _free_sizes(proto)
-    proto = _converted(proto, section.opset, warnings) if convert else proto
-    graph = _to_ir(_inferred(proto, warnings))
+    proto = _converted(proto, section.opset, source) if convert else proto
+    graph = _to_ir(_inferred(proto, source))
     onnxedit.unique_names(graph)
     if section.shapes:
         onnxedit.fix_shapes(graph, section.shapes)
@@ -103,11 +99,11 @@ def normalize_job(
     elif example is not None:
         onnxedit.carry_shapes(graph, _example_shapes(graph, example))
     save(graph, target)
-    parity = _parity(source, target, warnings)
+    parity = _parity(source, target)
     if section.preprocess:
         onnxedit.put_preprocessing_in_front(graph, section.preprocess)
         save(graph, target)
-    return {"parity": parity, "warnings": warnings, "nodes": len(graph.graph), "opset": graph.opset_imports[""]}
+    return {"parity": parity, "nodes": len(graph.graph), "opset": graph.opset_imports[""]}
 
 
 def _example_shapes(
@@ -172,7 +168,7 @@ def _dims(value: onnx.ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
 
 
-def _converted(proto: onnx.ModelProto, opset: int, warnings: list[str]) -> onnx.ModelProto:
+def _converted(proto: onnx.ModelProto, opset: int, source: Path) -> onnx.ModelProto:
     """The model in the wanted opset, if its own is older than :data:`OLDEST`."""
     import onnx.version_converter
 
@@ -182,17 +178,17 @@ def _converted(proto: onnx.ModelProto, opset: int, warnings: list[str]) -> onnx.
     try:
         return onnx.version_converter.convert_version(proto, opset)
     except Exception as error:
-        warnings.append(f"it stays in opset {version}, because it can't be converted: {str(error)[:200]}")
+        warn(f"{source.name}: it stays in opset {version}, because it can't be converted: {str(error)[:200]}")
         return proto
 
 
-def _inferred(proto: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
+def _inferred(proto: onnx.ModelProto, source: Path) -> onnx.ModelProto:
     import onnx
 
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:
-        warnings.append(f"its shapes can't be inferred: {str(error)[:200]}")
+        warn(f"{source.name}: its shapes can't be inferred: {str(error)[:200]}")
         return proto
 
 
@@ -202,7 +198,7 @@ def _to_ir(proto: onnx.ModelProto) -> Any:
     return ir.from_proto(proto)
 
 
-def _parity(source: Path, target: Path, warnings: list[str]) -> dict[str, Any] | None:
+def _parity(source: Path, target: Path) -> dict[str, Any] | None:
     """Run both; None where the user's own file does not run on made-up inputs."""
     from edgekit import agree, onnxfile
     from edgekit.onnxfile.running import Runtime
@@ -214,7 +210,7 @@ def _parity(source: Path, target: Path, warnings: list[str]) -> dict[str, Any] |
     except EdgekitError:
         raise
     except Exception as error:
-        warnings.append(f"it does not run on made-up inputs, so the copy was not compared: {str(error)[:200]}")
+        warn(f"{source.name}: it does not run on made-up inputs, so the copy was not compared: {str(error)[:200]}")
         return None
     verdict = agree.check(theirs, Runtime(target), trials)
     if not verdict.agrees:

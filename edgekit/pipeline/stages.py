@@ -100,7 +100,7 @@ def simplify(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     """Let onnxsim fold and fuse what it can (ONNX → ONNX)."""
     if not shop.recipe.export.simplify:
         return None
-    made = shop.make(
+    return shop.make(
         "simplify",
         {"before": before.entry.key, "versions": versions("onnx", "onnxsim")},
         "model.onnx",
@@ -109,9 +109,6 @@ def simplify(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
             "edgekit.exporting:simplify_job", model=str(before.path), out=str(folder / "model.onnx")
         ),
     )
-    if warning := made.entry.meta.get("warning"):
-        warn(f"simplify: {warning}")
-    return made
 
 
 def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
