@@ -10,7 +10,8 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -70,7 +71,8 @@ def load_file(path: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)  # the file's own imports from beside it
     try:
-        spec.loader.exec_module(module)
+        with _no_bytecode():
+            spec.loader.exec_module(module)
     except Exception as error:
         line = _line_in(error, path)
         raise InputError(
@@ -79,6 +81,16 @@ def load_file(path: Path) -> ModuleType:
             remedy="run it alone with Python and mend what it says",
         ) from error
     return module
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Import without leaving a ``__pycache__`` among the user's files."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:
@@ -116,7 +128,8 @@ def load_entry(spec: str, base: Path) -> Callable[..., Any]:
         if str(base) not in sys.path:
             sys.path.insert(0, str(base))
         try:
-            module = importlib.import_module(place)
+            with _no_bytecode():
+                module = importlib.import_module(place)
         except ImportError as error:
             remedy = "check the name, or give the path of a .py file"
             raise InputError(f"can't import '{place}': {error}", where=spec, remedy=remedy) from error
