@@ -13,7 +13,7 @@ from edgekit.cli._options import INPUT, JSON, OK
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--target", required=True, help="A target's name or file.")
+@click.option("--target", default="x86-cpu", show_default=True, help="A target's name or file.")
 @click.option("--budget", "budget_s", type=float, default=60.0, show_default=True, help="Seconds at most.")
 @click.option("--inputs", type=click.Path(path_type=Path), help="An .npz with an array for each input.")
 @click.option("--scenario", "scenarios", multiple=True, help="Also: batches, threads, paced, single-stream, …")
