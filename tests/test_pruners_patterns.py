@@ -154,3 +154,39 @@ def test_tied_weights_are_not_said_to_be_gone() -> None:
     console.clear_warnings()
     edgekit.prune(model, torch.randint(0, 30, (2, 5)))
     assert console.warnings() == []
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_an_lstm_with_a_projection(both: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, (last, _) = m.cell(m.stem(x))
+        return m.head(y.mean(1) + (torch.cat([last[-2], last[-1]], 1) if both else last[-1]))
+
+    cell = nn.LSTM(24, 30, 2, batch_first=True, bidirectional=both, proj_size=10)
+    head = nn.Linear(20 if both else 10, 4)
+    weights = proved(Layers(forward, stem=nn.Linear(24, 24), cell=cell, head=head), TOKENS).model.state_dict()
+    assert weights["cell.weight_hr_l1"].shape == (6, 18)
+
+
+def test_group_norms_whose_groups_overlap_in_a_concatenation() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:  # a U-Net of a diffusion model: groups of 4, of 8 and of 12 channels
+        a = m.norm_a(m.a(x))
+        b = m.norm_b(m.b(F.silu(a)))
+        return m.head(pooled(m.c(F.silu(m.norm_c(torch.cat([b, a], 1))))))
+
+    layers = {"a": conv(3, 32), "b": conv(32, 64), "c": conv(96, 16), "head": nn.Linear(16, 4)}
+    norms = {"norm_a": nn.GroupNorm(8, 32), "norm_b": nn.GroupNorm(8, 64), "norm_c": nn.GroupNorm(8, 96)}
+    result = proved(Layers(forward, **layers, **norms), IMAGE, ratio=0.3, same=False)
+    assert result.model.state_dict()["c.weight"].shape[1] == 72
+
+
+def test_weights_mixed_for_each_image_from_a_bank() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:  # CondConv: the bank is flattened, mixed and unflattened
+        n, _, h, w = x.shape
+        mixed = m.gate(pooled(x)).softmax(1) @ m.bank.view(3, -1)
+        y = F.conv2d(m.stem(x).reshape(1, n * 6, h, w), mixed.view(n * 20, 6, 3, 3), padding=1, groups=n)
+        return m.head(pooled(F.relu(y.view(n, 20, h, w))))
+
+    layers = {"gate": nn.Linear(3, 3), "stem": conv(3, 6), "head": nn.Linear(20, 4)}
+    result = proved(Layers(forward, **layers, bank=nn.Parameter(torch.randn(3, 20, 6, 3, 3))), IMAGE)
+    assert result.model.state_dict()["bank"].shape == (3, 12, 6, 3, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -171,10 +172,15 @@ def bundled(solved: Components, importance: Tensor) -> Components:
 
     Where rows can't be made even, their components are frozen.
     """
+    tables = [t.numpy() for t in sorted(solved.rows, key=lambda t: (t.shape[1], t.shape[0]))]
     of = solved.of.numpy().copy()
-    value = importance.double().numpy().copy()
-    for table in sorted(solved.rows, key=lambda t: (t.shape[1], t.shape[0])):
-        _even(of, value, table.numpy())
+    _all_even(of, importance.double().numpy().copy(), tables)
+    if not all(_is_even(of[t]) for t in tables):  # rows that overlap: begin anew with the pieces that they share
+        of = solved.of.numpy().copy()
+        value = importance.double().numpy().copy()
+        for together in _overlapping(of, tables):
+            _by_pieces(of, value, together)
+        _all_even(of, value, tables)
     for _ in range(8):
         uneven = [t for t in solved.rows if not _is_even(of[t.numpy()])]
         if not uneven:
@@ -189,6 +195,44 @@ def bundled(solved: Components, importance: Tensor) -> Components:
     number[roots] = np.arange(len(roots))
     reasons = dict(solved.reasons)
     return Components(torch.from_numpy(number[of]), len(roots), solved.raw, reasons, solved.rows)
+
+
+def _all_even(of: np.ndarray, value: np.ndarray, tables: list[np.ndarray]) -> None:
+    for table in tables:
+        _even(of, value, table)
+
+
+def _overlapping(of: np.ndarray, tables: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Tables that share components, directly or over others."""
+    found: list[tuple[np.ndarray, list[np.ndarray]]] = []
+    for table in tables:
+        members, together = np.unique(of[table]), [table]
+        members = members[members != 0]
+        apart = []
+        for others, theirs in found:
+            if np.isin(members, others, assume_unique=True).any():
+                members, together = np.union1d(members, others), together + theirs
+            else:
+                apart.append((others, theirs))
+        found = [*apart, (members, together)]
+    return [together for _, together in found if len(together) > 1]
+
+
+def _by_pieces(of: np.ndarray, value: np.ndarray, tables: list[np.ndarray]) -> None:
+    """Bundle so that every piece that rows of several tables share loses the same part of its size."""
+    places: dict[int, list[tuple[int, int]]] = {}
+    for number, table in enumerate(tables):
+        for row, ids in enumerate(np.unique(np.sort(of[table], axis=1), axis=0)):
+            for member in ids.tolist():
+                places.setdefault(member, []).append((number, row))
+    if 0 in places or any(len({n for n, _ in p}) < len(p) for p in places.values()):
+        return  # one that stays, or one that lies in a table twice: no equal parts
+    pieces: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for member, where in places.items():
+        pieces.setdefault(tuple(where), []).append(member)
+    parts = math.gcd(*(len(p) for p in pieces.values()))
+    ordered = [np.array(sorted(p, key=lambda m: -value[m])).reshape(parts, -1) for p in pieces.values()]
+    _bundle(of, value, np.concatenate(ordered, axis=1))
 
 
 def _is_even(table: np.ndarray) -> bool:

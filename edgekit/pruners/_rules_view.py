@@ -50,7 +50,8 @@ def view(state: Analysis, node: Node) -> Value:
         return Value(new)
     groups = regroup(x.shape, new)
     layers: dict[int, Tensor] = {}
-    for d, ids in x.layers.items():
+    for d in sorted(x.layers, key=lambda d: (-x.shape[d], d)):  # where several are merged, the largest may go
+        ids = x.layers[d]
         inside, outside = next(g for g in groups if d in g[0])
         for o in inside:  # a removed channel must stay one whole run of elements, or the same one in each
             if o > d and ids.shape[o] > 1:
@@ -63,9 +64,8 @@ def view(state: Analysis, node: Node) -> Value:
             place = ways[0]
         if place in layers:
             state.ids.freeze(moved, f"{describe(node)} merges it with channels that can go too")
-            state.ids.freeze(layers.pop(place), f"{describe(node)} merges it with channels that can go too")
-            continue
-        layers[place] = moved
+        else:
+            layers[place] = moved
     return Value(new, layers)
 
 

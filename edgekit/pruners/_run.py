@@ -17,6 +17,7 @@ from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import Pruned, _descent, _macs, _mask
 from edgekit.pruners._coupling import Value, attribute
 from edgekit.pruners._groups import Group
+from edgekit.pruners._ids import Components
 from edgekit.pruners._plan import (
     Outcome,
     Plan,
@@ -224,10 +225,18 @@ def _kept(outcome: Outcome) -> list[dict[str, str]]:
         d = 1 if turned and weight.rank > 1 else 0
         if outcome.cut.kept(weight, d) == weight.shape[d]:
             ids = weight.layers.get(d)
-            reason = plan.solved.reason(ids) if ids is not None else ""
-            found[name] = reason or ("it has one channel" if ids is None else "the ratio leaves it whole")
+            found[name] = _why(plan.solved, ids)
     found.update(_without_rule(outcome))
     return [{"layer": name, "reason": reason} for name, reason in found.items()]
+
+
+def _why(solved: Components, ids: Tensor | None) -> str:
+    if ids is None:
+        return "it has one channel"
+    if reason := solved.reason(ids):
+        return reason
+    alone = len(torch.unique(solved.of[ids])) == 1
+    return "its channels can only go all together" if alone else "the ratio leaves it whole"
 
 
 def _without_rule(outcome: Outcome) -> dict[str, str]:
