@@ -124,7 +124,6 @@ class Recurrent(nn.Module):
 
 def transformer(name: str) -> tuple[nn.Module, Any]:
     """BERT, DistilBERT, GPT-2 and ViT as the transformers library builds them, small."""
-    shim()
     import transformers as hf
 
     tokens = torch.randint(0, 1000, (1, 16))
@@ -174,36 +173,34 @@ def build(name: str) -> tuple[nn.Module, Any]:
     if name in OTHERS:
         model, example = OTHERS[name]()
     elif name in TORCHVISION:
-        shim()
         zoo = importlib.import_module("torchvision.models")
         options = {"init_weights": True} if name == "googlenet" else {}
         model, example = getattr(zoo, name)(weights=None, **options), torch.randn(1, 3, 224, 224)
     else:
-        shim()
         model = importlib.import_module("timm").create_model(name, pretrained=False)
-        example = torch.randn(1, *model.default_cfg["input_size"])
+        example = torch.randn(1, *image_size(model.default_cfg))
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return model.eval(), example
 
 
-def shim() -> None:
-    """Where torchvision's compiled operators are missing, declare them, so that its models import."""
-    tools = SHARED / "tools"
-    if (tools / "zoo_shim.py").is_file() and "zoo_shim" not in sys.modules:
-        sys.path.insert(0, str(tools))
-        importlib.import_module("zoo_shim")
+def image_size(config: dict[str, Any]) -> tuple[int, int, int]:
+    """The sizes that timm names for a model, at most 256 pixels where it takes any."""
+    if "min_input_size" in config:
+        return config["min_input_size"]
+    channels, height, width = config["input_size"]
+    most = max(height, width) if config.get("fixed_input_size") else 256
+    return channels, min(height, most), min(width, most)
 
 
 def families() -> list[str]:
-    """The smallest-named model of each of timm's families that takes images of at most 256 pixels."""
-    shim()
+    """The model with the fewest parameters of each of timm's families, timm's own test models apart."""
     timm = importlib.import_module("timm")
-    found = {}
-    for name in timm.list_models():
-        module = timm.models.model_entrypoint(name).__module__
-        config = timm.get_pretrained_cfg(name)
-        if config is not None and max(config.input_size) <= 256 and module not in found:
-            found[module] = name
-    return sorted(found.values())
+    found: dict[str, tuple[int, str]] = {}
+    for name in timm.list_models(exclude_filters="test_*"):
+        with torch.device("meta"):
+            size = sum(p.numel() for p in timm.create_model(name).parameters())
+        family = timm.models.model_entrypoint(name).__module__
+        found[family] = min((size, name), found.get(family, (size, name)))
+    return [found[family][1] for family in sorted(found)]

@@ -18,13 +18,14 @@ the coverage table on two cores, 20 for --accuracy, 10 for --speed.
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from benchmarks import _pruning_zoo as zoo  # noqa: E402
 
 RATIO = 0.3
 LIMIT_S = 900
+PRELOAD = ["torchvision", "timm", "transformers", "onnxruntime", "onnxscript", "torch_pruning", "edgekit.pruners._run"]
 
 
 def call(model: nn.Module, example: Any) -> Tensor:
@@ -52,20 +54,20 @@ def ours(name: str, onnx: bool) -> dict[str, Any]:
     import edgekit
 
     model, example = zoo.build(name)
-    start = time.perf_counter()
+    start = time.process_time()
     result = edgekit.prune(model, example, ratio=RATIO)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     with torch.no_grad():
         same = call(result.model, example).shape == call(model, example).shape
-    left = [k for k in result.kept if "output of the model" not in k["reason"]]
+    left = Counter(k["reason"] for k in result.kept if "output of the model" not in k["reason"])
     row = {
         "macs": result.macs[1] / max(result.macs[0], 1),
         "parameters": result.parameters[1] / result.parameters[0],
         "parity": result.parity,
         "seconds": seconds,
         "shape": same,
-        "kept": len(left),
-        "why": left[0]["reason"] if left else "",
+        "kept": left.total(),
+        "why": left.most_common(1)[0][0] if left else "",
     }
     return row | ({"onnx": onnx_difference(result)} if onnx else {})
 
@@ -108,31 +110,38 @@ def theirs(name: str) -> dict[str, Any]:
     return {"macs": less / macs, "shape": after == before}
 
 
-def one(name: str, tool: str, onnx: bool) -> None:
-    """One architecture with one tool, in this process; prints JSON on its last line."""
+def one(name: str, tool: str, onnx: bool, answer: Connection) -> None:
+    """One architecture with one tool, in this process; sends what came out."""
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (as long as this process lives)
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        row = ours(name, onnx) if tool == "edgekit" else theirs(name)
+        answer.send(ours(name, onnx) if tool == "edgekit" else theirs(name))
     except Exception as error:
-        row = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"}
-    print("\n" + json.dumps(row))
+        answer.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"})
 
 
 def apart(name: str, tool: str, onnx: bool = False) -> dict[str, Any]:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, tool, *(["--onnx"] if onnx else [])]
+    """The same in a process of its own, forked from one that has imported the libraries."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    answer, sends = context.Pipe(duplex=False)
+    child = context.Process(target=one, args=(name, tool, onnx, sends))
+    child.start()
+    sends.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        return {"error": type(error).__name__}
+        return answer.recv() if answer.poll(LIMIT_S) else {"error": f"not done after {LIMIT_S} s"}
+    except EOFError:
+        return {"error": "its process died"}
+    finally:
+        child.kill()
+        child.join()
 
 
 def coverage(names: list[str], onnx: bool, compare: bool) -> None:
     """Print the table, a line as soon as it is known."""
     columns = ["model", "MACs left", "parameters left", "differs from the zeroed original"]
-    columns += [*(["ONNX differs"] if onnx else []), "s", "layers kept whole, and why"]
+    columns += [*(["ONNX differs"] if onnx else []), "CPU s", "layers kept whole, and why"]
     columns += ["torch-pruning"] if compare else []
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     works = others = 0
@@ -152,7 +161,7 @@ def _cells(row: dict[str, Any], onnx: bool) -> str:
     if "error" in row:
         return f"{row['error']} | | |{' |' if onnx else ''} | "
     extra = f" {row['onnx']:.0e} |" if onnx else ""
-    kept = f"{row['kept']}: {row['why']}" if row["kept"] else "—"
+    kept = f"{row['kept']}, mostly: {row['why']}" if row["kept"] else "—"
     return f"{row['macs']:.3f} | {row['parameters']:.3f} | {row['parity']:.0e} |{extra} {row['seconds']:.1f} | {kept}"
 
 
@@ -168,7 +177,6 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "TOOL"))
     parser.add_argument("--onnx", action="store_true")
     parser.add_argument("--alone", action="store_true", help="without torch-pruning")
     parser.add_argument("--timm", nargs=2, type=int, metavar=("FROM", "TO"))
@@ -179,9 +187,7 @@ def main() -> None:
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--equal", action="store_true")
     options = parser.parse_args()
-    if options.one:
-        one(*options.one, options.onnx)
-    elif options.accuracy:
+    if options.accuracy:
         if options.seeds:
             _pruning_accuracy.table(options.seeds)
         _pruning_resnet20.accuracy(10 if options.epochs is None else options.epochs, options.precision)
