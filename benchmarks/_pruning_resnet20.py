@@ -24,6 +24,7 @@ BATCH = 128
 SHARE = 1 / 1.98  # of the multiply-adds stay
 SMALL = 0.45  # of the parameters stay: at 8 bits a seventh of the file
 GOALS = {"fp32": 1.5, "int8": 1.2}
+WIDTHS = (8, 10, 11, 12, 14, 16, 20, 22, 24, 28, 32, 40, 44, 45, 48, 56, 64)
 STAGES = (16, 32, 64)
 RATES = (0.875, 0.75, 0.625, 0.5)
 
@@ -118,6 +119,19 @@ def speed(target: str) -> None:
         gained = found[pruned] / found[precision]
         left = rows[pruned]["macs"] / rows["fp32"]["macs"]
         print(f"| {target} | {precision} | {GOALS[precision]} | {gained:.3f} | {left:.3f} |")
+
+
+def widths(target: str) -> None:
+    """Print what a 3 × 3 convolution takes by its channels, alone, on one target at both precisions."""
+    from edgekit.pruners._cost import time_job
+    from edgekit.target import load_target
+
+    layers = [["conv", [1, w, 24, 24], [w, w, 3, 3], [1, 1], [1, 1, 1, 1], [1, 1], 1] for w in WIDTHS]
+    profile = load_target(target).model_dump(mode="json")
+    print("| µs on 24 × 24, by channels |", " | ".join(map(str, WIDTHS)), "|\n|---|" + "---|" * len(WIDTHS))
+    for precision in GOALS:
+        times = [min(both) for both in zip(*(time_job(layers, profile, precision) for _ in range(3)), strict=True)]
+        print(f"| {target}, {precision} |", " | ".join(f"{1000 * ms:.0f}" for ms in times), "|")
 
 
 def uniform(rate: float) -> dict[str, float]:

@@ -6,6 +6,7 @@
     python benchmarks/pruning.py --timm 0 40           one model of each of timm's families, a slice of them
     python benchmarks/pruning.py --accuracy            three small models by both tools, the ResNet-20 by edgekit
     python benchmarks/pruning.py --speed x86-openvino  target_speedup on the ResNet-20: asked for and measured
+    python benchmarks/pruning.py --widths x86-cpu      what a convolution takes by its number of channels
     python benchmarks/pruning.py --equal               its accuracy beside uniform pruning's at the same measured speed
 
 Weights of the zoo are random (coverage does not depend on them), every zero-initialized one redrawn so that no output
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the ResNet-20's recovery")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the ResNet-20's recovery")
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
+    parser.add_argument("--widths", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--equal", action="store_true")
     options = parser.parse_args()
     if options.accuracy:
@@ -193,6 +195,8 @@ def main() -> None:
         _pruning_resnet20.accuracy(10 if options.epochs is None else options.epochs, options.precision)
     elif options.speed:
         _pruning_resnet20.speed(options.speed)
+    elif options.widths:
+        _pruning_resnet20.widths(options.widths)
     elif options.equal:
         _pruning_resnet20.equal_speed(1 if options.epochs is None else options.epochs)
     else:

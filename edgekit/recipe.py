@@ -120,6 +120,8 @@ class PruneSection(Section):
     Attributes:
         method: A member of ``edgekit/pruners``, or the path of the user's own ``.py``.
         ratio: Share of the channels of every free group to remove.
+        round_to: The widths that ``ratio`` leaves are rounded to a multiple of it, in groups of four times as many
+            channels or more: kernels work on blocks of channels. 1: not at all.
         scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
             size, from each group as much as the outputs bear, measured on the calibration data. ``auto``: the method's
             own; else by sensitivity towards a goal where there are calibration data, else local.
@@ -132,6 +134,7 @@ class PruneSection(Section):
 
     method: str = "magnitude"
     ratio: float = Field(0.3, ge=0, lt=1)
+    round_to: int = Field(4, ge=1)
     scope: Literal["auto", "local", "global", "sensitivity"] = "auto"
     ratios: dict[str, float] = Field(default_factory=dict)
     protect: tuple[str, ...] = ()

@@ -445,6 +445,24 @@ def test_magnitude_removes_the_weakest() -> None:
     assert {2, 5, 11}.isdisjoint(set((places // 27).reshape(-1).tolist()))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "options", "widths"),
+    [
+        (0.4, {}, (12, 20)),  # of 20 and 30: 12 and 18
+        (0.3, {"round_to": 7}, (14, 21)),
+        (0.3, {"round_to": 6}, (14, 24)),  # 20 are too few for a multiple of 6
+        (0.3, {"round_to": 1}, (14, 21)),
+        (0.05, {}, (20, 28)),  # 19 and 28
+        (0.9, {}, (2, 3)),  # fewer than a block
+    ],
+)
+def test_widths_are_rounded_to_what_kernels_like(
+    ratio: float, options: dict[str, int], widths: tuple[int, int]
+) -> None:
+    rows = {row["layer"]: row["channels"] for row in edgekit.prune(model_of(), IMAGE, ratio=ratio, **options).table}
+    assert (rows["a"][1], rows["b"][1]) == widths
+
+
 def test_protected_layers_and_ratios_by_name() -> None:
     result = edgekit.prune(model_of(), IMAGE, ratio=0.4, protect=["a"], ratios={"b": 0.8})
     rows = {row["layer"]: row["channels"] for row in result.table}
@@ -539,7 +557,7 @@ def test_bn_scale_goes_by_the_scale() -> None:
     model = model_of()
     with torch.no_grad():
         model.bn.weight.copy_(torch.linspace(0.1, 2, 30))
-    places = edgekit.prune(model, IMAGE, ratio=0.5, method="bn_scale").origin()["bn.weight"]
+    places = edgekit.prune(model, IMAGE, ratio=0.5, round_to=1, method="bn_scale").origin()["bn.weight"]
     assert places.tolist() == list(range(15, 30))
 
 
@@ -557,7 +575,7 @@ def test_taylor_goes_by_the_gradient() -> None:
 def test_a_pruner_of_the_users_own(tmp_path: Any) -> None:
     file = tmp_path / "first.py"
     file.write_text("import torch\n\ndef rank(group):\n    return torch.arange(len(group.members))\n")
-    places = edgekit.prune(model_of(), IMAGE, ratio=0.5, method=str(file)).origin()["bn.weight"]
+    places = edgekit.prune(model_of(), IMAGE, ratio=0.5, round_to=1, method=str(file)).origin()["bn.weight"]
     assert places.tolist() == list(range(15, 30))
     with pytest.raises(InputError, match="did you mean 'magnitude'"):
         edgekit.prune(model_of(), IMAGE, method="magnitud")

@@ -61,6 +61,7 @@ def prune(
     example_inputs: Any,
     *,
     ratio: float = 0.3,
+    round_to: int = 4,
     method: str = "magnitude",
     scope: str = "auto",
     ratios: Mapping[str, float] | None = None,
@@ -76,6 +77,8 @@ def prune(
         model: A ``torch.nn.Module``, or what an earlier ``prune`` or ``load`` gave.
         example_inputs: A tensor, tuple or dict, as the model is called with.
         ratio: Share of the channels of every free group to remove, in [0, 1).
+        round_to: The widths that ``ratio`` leaves are rounded to a multiple of it, in groups of four times as many
+            channels or more: kernels work on blocks of channels. 1: not at all.
         method: A member of ``edgekit/pruners`` (``magnitude``, ``l2``, ``bn_scale``, ``lamp``, ``taylor`` …), or the
             path of a ``.py`` file with ``rank(group) -> scores``.
         scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
@@ -96,6 +99,7 @@ def prune(
 
     settings = {
         "ratio": ratio,
+        "round_to": round_to,
         "method": method,
         "scope": scope,
         "ratios": dict(ratios or {}),
@@ -164,5 +168,6 @@ def _in_range(settings: Mapping[str, Any]) -> None:
             )
     if settings.get("scope", "auto") not in ("auto", "local", "global", "sensitivity"):
         raise InputError(f"scope is {settings['scope']!r}", remedy='use "auto", "local", "global" or "sensitivity"')
-    if settings.get("iterations", 1) < 1:
-        raise InputError(f"iterations is {settings['iterations']!r}", remedy="use 1 or more")
+    for name in ("iterations", "round_to"):
+        if settings.get(name, 1) < 1:
+            raise InputError(f"{name} is {settings[name]!r}", remedy="use 1 or more")

@@ -29,6 +29,7 @@ class Wish:
     """What is asked for; see :func:`edgekit.prune`."""
 
     ratio: float = 0.3
+    round_to: int = 4
     scope: str = "auto"
     ratios: Mapping[str, float] = field(default_factory=dict)
     protect: tuple[str, ...] = ()
@@ -230,7 +231,7 @@ def count_at(plan: Plan, wish: Wish) -> float:
 
 
 def _at(plan: Plan, wish: Wish, ratio: float) -> Tensor:
-    """The weakest ``ratio`` of the channels of each group, or of all; at least the best of each group stays."""
+    """The weakest ``ratio`` of the channels of each group, rounded, or of all; at least the best of each stays."""
     gone = torch.zeros(plan.solved.count, dtype=torch.bool)
     shares = [share_of(group, wish, ratio) for group in plan.groups]
     if wish.scope == "global":
@@ -242,9 +243,18 @@ def _at(plan: Plan, wish: Wish, ratio: float) -> Tensor:
     for group, (share, own) in zip(plan.groups, shares, strict=True):
         if wish.scope == "global" and not own:
             continue
-        weakest = _removable(plan, group)
-        gone[weakest[: round(share * len(group.members))]] = True
+        count = len(group.members)
+        kept = _kept(count, share, 1 if own else wish.round_to)
+        gone[_removable(plan, group)[: count - kept]] = True
     return gone
+
+
+def _kept(count: int, share: float, multiple: int) -> int:
+    """How many channels of a group stay: a multiple, where the group is wide enough for that to be near the share."""
+    kept = count - round(share * count)
+    if kept == count or kept < multiple or count < 4 * multiple:
+        return kept
+    return min(count, (kept + multiple // 2) // multiple * multiple)
 
 
 def _removable(plan: Plan, group: Group) -> Tensor:
