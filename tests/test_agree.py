@@ -274,7 +274,8 @@ def test_a_compiled_graph_is_bisected_too(net: dict[str, Path], tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_wrong_compilation_is_refused_with_its_node(net: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "half"])
+def test_a_wrong_compilation_is_refused_with_its_node(net: dict[str, Path], tmp_path: Path, precision: str) -> None:
     model = onnx.load(net["onnx"])
     dropped_node(model)
     artifact = tmp_path / "model.onnx"
@@ -282,11 +283,11 @@ def test_a_wrong_compilation_is_refused_with_its_node(net: dict[str, Path], tmp_
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     data = spool.write([({"image": x}, np.zeros(2))], tmp_path / "data")
     with pytest.raises(StageError, match=r"computes something else .* node .* from the module 'second'"):
-        bisection.check_compiled({"max_rel": 0.4}, net["onnx"], artifact, data.folder, quantized=False)
-    bisection.check_compiled({"max_rel": 0.4}, net["onnx"], artifact, data.folder, quantized=True)
+        bisection.check_compiled({"max_rel": 0.4}, net["onnx"], artifact, data.folder, precision=precision)
+    bisection.check_compiled({"max_rel": 0.4}, net["onnx"], artifact, data.folder, precision="integer")
     blob = tmp_path / "model.xml"
     with pytest.raises(StageError, match="computes something else"):
-        bisection.check_compiled({"max_rel": agree.WORST}, net["onnx"], blob, data.folder, quantized=True)
+        bisection.check_compiled({"max_rel": agree.WORST}, net["onnx"], blob, data.folder, precision="integer")
 
 
 def test_graphs_that_agree_have_no_wrong_node(net: dict[str, Path]) -> None:

@@ -188,9 +188,15 @@ class Workshop:
             parity = {"agreement": judged.get("agreement"), "metric_delta": judged.get("delta")}
         elif stage == "compile" and before and before.outputs:
             parity = evaluate.difference(made.path, before.outputs)
-            quantized = route.quantize is not None
-            bisection.check_compiled(parity, before.path, artifact.path, test.folder, quantized=quantized)
+            bisection.check_compiled(parity, before.path, artifact.path, test.folder, precision=_precision(route))
         return replace(artifact, metric=judged, outputs=made.path, parity=parity, before=before)
+
+
+def _precision(route: Route) -> str:
+    """What a route's compiled model computes in, as :data:`edgekit.agree.bisection.COMPILED` names it."""
+    if route.quantize is None:
+        return "fp32"
+    return "half" if route.quantize.method in ("fp16", "bf16") else "integer"
 
 
 def _key(stage: str, inputs: dict[str, Any]) -> dict[str, Any]:
