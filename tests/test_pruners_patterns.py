@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from typing import Any
 
 import pytest
@@ -190,3 +191,19 @@ def test_weights_mixed_for_each_image_from_a_bank() -> None:
     layers = {"gate": nn.Linear(3, 3), "stem": conv(3, 6), "head": nn.Linear(20, 4)}
     result = proved(Layers(forward, **layers, bank=nn.Parameter(torch.randn(3, 20, 6, 3, 3))), IMAGE)
     assert result.model.state_dict()["bank"].shape == (3, 12, 6, 3, 3)
+
+
+@pytest.mark.parametrize("table", ["edgekit.pruners._coupling.RULES", "edgekit.pruners._rewrite.SIZES"])
+def test_a_call_that_a_rule_does_not_foresee_costs_ratio_only(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(m.b(F.relu(m.a(x)).reshape(-1, 20)).view(-1, 5, 40))
+
+    def failing(*arguments: Any) -> Any:
+        raise TypeError("unforeseen")
+
+    model = Layers(forward, a=nn.Linear(24, 20), b=nn.Linear(20, 40), head=nn.Linear(40, 4))
+    edgekit.prune(model, TOKENS, ratio=0.0)  # fills the tables
+    monkeypatch.setitem(pkgutil.resolve_name(table), "aten.reshape.default", failing)
+    result = edgekit.prune(model, TOKENS, ratio=0.4)
+    assert result.model.state_dict()["b.weight"].shape == (24, 20)
+    assert "reshape" in {k["layer"]: k["reason"] for k in result.kept}["a"]

