@@ -175,21 +175,22 @@ def bundled(solved: Components, importance: Tensor) -> Components:
     tables = [t.numpy() for t in sorted(solved.rows, key=lambda t: (t.shape[1], t.shape[0]))]
     of = solved.of.numpy().copy()
     _all_even(of, importance.double().numpy().copy(), tables)
-    if not all(_is_even(of[t]) for t in tables):  # rows that overlap: begin anew with the pieces that they share
+    if uneven := {id(t) for t in tables if not _is_even(of[t])}:  # rows overlap: begin anew with what they share
         of = solved.of.numpy().copy()
         value = importance.double().numpy().copy()
         for together in _overlapping(of, tables):
-            _by_pieces(of, value, together)
+            if not uneven.isdisjoint(map(id, together)):
+                _by_pieces(of, value, together)
         _all_even(of, value, tables)
     for _ in range(8):
-        uneven = [t for t in solved.rows if not _is_even(of[t.numpy()])]
-        if not uneven:
+        left = [t for t in tables if not _is_even(of[t])]
+        if not left:
             break
-        for table in uneven:
-            _by_place(of, table.numpy())
-    for table in solved.rows:
-        if not _is_even(of[table.numpy()]):
-            _merge(of, np.unique(of[table.numpy()]), 0)
+        for table in left:
+            _by_place(of, table)
+    for table in tables:
+        if not _is_even(of[table]):
+            _merge(of, np.unique(of[table]), 0)
     roots = np.unique(np.append(of, 0))
     number = np.zeros(solved.count, dtype=np.int64)
     number[roots] = np.arange(len(roots))
@@ -231,6 +232,8 @@ def _by_pieces(of: np.ndarray, value: np.ndarray, tables: list[np.ndarray]) -> N
     for member, where in places.items():
         pieces.setdefault(tuple(where), []).append(member)
     parts = math.gcd(*(len(p) for p in pieces.values()))
+    if parts == 1:
+        return
     ordered = [np.array(sorted(p, key=lambda m: -value[m])).reshape(parts, -1) for p in pieces.values()]
     _bundle(of, value, np.concatenate(ordered, axis=1))
 

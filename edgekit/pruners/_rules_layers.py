@@ -183,7 +183,8 @@ def group_norm(state: Analysis, node: Node) -> Any:
     """Statistics over groups of channels along dimension 1: each group keeps as many."""
     named = bound(node)
     groups = int(named["num_groups"] if "num_groups" in named else named["group"])
-    x = state.still(node, state.value(node.args[0]), range(2, len(state.value(node.args[0]).shape)), "takes statistics")
+    x = state.value(node.args[0])
+    x = state.still(node, x, range(2, x.rank), "takes statistics over it")
     ids = channels(state, node, x, 1)
     _affine(state, node, ids, named.get("weight"), named.get("bias"))
     if ids is not None and 1 < groups < x.shape[1]:
