@@ -146,7 +146,7 @@ def uniform(rate: float) -> dict[str, float]:
     return ratios
 
 
-def equal_speed(epochs: int) -> None:
+def equal_speed(epochs: int, precision: str = "fp32") -> None:
     """Print the accuracy of measured widths and of uniform ones that are no faster, after the same recovery."""
     fast: dict[str, Any] = {"name": "measured", "prune": {"target_speedup": GOALS["fp32"]}}
     plain: list[dict[str, Any]] = [
@@ -157,8 +157,9 @@ def equal_speed(epochs: int) -> None:
     # the fastest of the uniform ones that is not faster than the measured one, else the slowest
     slower = [v for v in plain if speeds[v["name"]] <= 1.02 * speeds["measured"]]
     rival = max(slower, key=lambda v: speeds[v["name"]]) if slower else plain[0]
-    rows = run([{"name": "fp32"}, *({**v, "recover": {"epochs": epochs}} for v in (fast, rival))])
-    print(f"\n{epochs} epochs of recovery each; x86-cpu, fp32:\n")
+    recover = {"epochs": epochs, "precision": precision}
+    rows = run([{"name": "fp32"}, *({**v, "recover": recover} for v in (fast, rival))])
+    print(f"\n{epochs} epochs of recovery ({precision}) each; x86-cpu, fp32:\n")
     print("| widths | speed-up without recovery | speed-up | MACs | accuracy |\n|---|---|---|---|---|")
     for name in ("measured", rival["name"]):
         row = rows[name]

@@ -198,7 +198,7 @@ def main() -> None:
     elif options.widths:
         _pruning_resnet20.widths(options.widths)
     elif options.equal:
-        _pruning_resnet20.equal_speed(1 if options.epochs is None else options.epochs)
+        _pruning_resnet20.equal_speed(1 if options.epochs is None else options.epochs, options.precision)
     else:
         names = options.names or [*zoo.TORCHVISION, *zoo.TIMM, *zoo.OTHERS]
         if options.timm:
