@@ -46,6 +46,7 @@ def bundle(
     Raises:
         InputError: No such row, a changed artifact, or ``out`` holds something else.
         UnavailableError: The row has no artifact, or its runtime no runner.
+        StageError: ``out`` can't be written.
     """
     root = Path(folder)
     results = result.load_results(root)
@@ -54,11 +55,15 @@ def bundle(
     if zip and place.suffix != ".zip":
         place = place.with_name(place.name + ".zip")
     _check_place(place)
-    with tempfile.TemporaryDirectory(dir=_parent(place), prefix=".edgekit-bundle-") as temporary:
-        made = Path(temporary) / "bundle"
-        made.mkdir()
-        _fill(made, root, results, row)
-        _publish(_zipped(made, Path(temporary) / "bundle.zip") if zip else made, place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".edgekit-bundle-") as temporary:
+            made = Path(temporary) / "bundle"
+            made.mkdir()
+            _fill(made, root, results, row)
+            _publish(_zipped(made, Path(temporary) / "bundle.zip") if zip else made, place)
+    except OSError as error:
+        raise store.write_error(place, error) from error
     console.note(f"bundled {row['id']} into {place}")
     return place
 
@@ -168,6 +173,8 @@ def opened(path: Path | str) -> Iterator[tuple[Path, dict[str, Any]]]:
     if place.is_dir():
         yield place, read_bundle(place)
         return
+    if not place.exists():
+        raise InputError("no such bundle", where=str(place), remedy="check the path, or make one with: edgekit bundle")
     with tempfile.TemporaryDirectory(prefix="edgekit-bundle-") as temporary:
         unpack(place, Path(temporary))
         yield Path(temporary), read_bundle(temporary)
@@ -349,14 +356,6 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"sha256": store.sha256_file(path), "size_bytes": path.stat().st_size}
 
 
-def _parent(place: Path) -> Path:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise store.write_error(place, error) from error
-    return place.parent
-
-
 def _check_place(place: Path) -> None:
     """Refuse to overwrite anything but an earlier bundle."""
     if place.is_dir():
@@ -369,13 +368,10 @@ def _check_place(place: Path) -> None:
 
 def _publish(made: Path, place: Path) -> None:
     """Put the finished bundle in its place; an earlier one goes only then."""
-    try:
-        if place.is_dir():
-            shutil.rmtree(place)
-        made.chmod(0o755 if made.is_dir() else 0o644)
-        made.replace(place)
-    except OSError as error:
-        raise store.write_error(place, error) from error
+    if place.is_dir():
+        shutil.rmtree(place)
+    made.chmod(0o755 if made.is_dir() else 0o644)
+    made.replace(place)
 
 
 def _zipped(folder: Path, archive: Path) -> Path:

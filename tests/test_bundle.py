@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from edgekit import backends, bundle, result, runner, target
 from edgekit.cli import cli
-from edgekit.errors import InputError, UnavailableError
+from edgekit.errors import InputError, StageError, UnavailableError
 from edgekit.pipeline import golden
 
 RUNNER = Path(runner.__file__).parent
@@ -417,6 +417,15 @@ def test_without_latencies_the_smallest_stands_in_and_lower_may_be_better() -> N
     for row in results["variants"]:
         row["metric"]["higher_is_better"] = False
     assert bundle.choose(results, "t")["variant"] == "bad"  # an error that fell
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_place_that_can_not_be_written(root: Path, tmp_path: Path, zipped: bool) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "bundle", Path("/proc/bundle")):
+        with pytest.raises(StageError, match="can't write this file"):
+            bundle.bundle(root, "x86-cpu", out=place, zip=zipped)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_rows_that_cannot_be_bundled(root: Path, tmp_path: Path) -> None:

@@ -637,6 +637,16 @@ def test_nothing_is_sent_that_is_wrong_here(
     result.write_results(results, other / "results.json")
     with pytest.raises(InputError, match="is not in this record"):
         go(bundles["slim"], settings, results=other)
+    for options, said in (
+        ({"wheel_folder": tmp_path}, "nothing is to be installed"),
+        ({"wheel_folder": tmp_path / "none", "install": True}, "no such folder of wheels"),
+        ({"seconds": 0.0}, "can't measure for 0.0 seconds"),
+        ({"seconds": float("nan")}, "can't measure for nan seconds"),
+    ):
+        with pytest.raises(InputError, match=said):
+            deploy.deploy(bundles["slim"], ["device"], ssh_config=settings, **options)
+    with pytest.raises(InputError, match="no such bundle"):
+        go(tmp_path / "none", settings)
     for hosts in ((), ("device", "device"), ("-oProxyCommand=touch${IFS}x",), ("a b",), ("x;reboot",)):
         with pytest.raises(InputError):
             deploy.deploy(bundles["slim"], hosts, ssh_config=settings)

@@ -12,6 +12,7 @@ from gate_records import Record, absent, record, row
 
 from edgekit import console
 from edgekit import gating as gate
+from edgekit.errors import InputError
 from edgekit.gating import outputs, places
 from edgekit.recipe import GateSection
 from edgekit.report import gate_markdown, junit
@@ -220,6 +221,11 @@ def test_junit_points_at_the_line_of_the_limit(tmp_path: Path, monkeypatch: pyte
     assert macs.attrib["classname"] == "ci/recipe.toml"
     assert str(macs.find("failure").text).endswith("\nat ci/recipe.toml:5")  # type: ignore[union-attr]
     assert share.attrib["classname"] == "edgekit.x86-cpu", "the file has no such limit"
+
+
+def test_a_recipe_that_is_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such recipe"):
+        run(tmp_path, record(gate={"max_macs": 1}), recipe=tmp_path / "gone.toml")
 
 
 def test_a_full_summary_is_left_alone_and_changes_no_verdict(github: Path) -> None:

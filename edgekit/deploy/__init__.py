@@ -33,6 +33,7 @@ __all__ = ["Check", "Deployed", "Examined", "deploy", "examine", "merge", "table
 
 HOME = ".cache/edgekit"
 SECONDS, ROUND_SECONDS = 3.0, 1.0  # how long a process measures: alone, and in turns
+MOST_SECONDS = 3600.0
 ROUNDS = 10  # of several bundles in turns; 8 are the least for an exact interval
 POLL_S, LOST_S = 1.0, 90.0  # how often to ask; how long a device may stay away while it works
 
@@ -115,7 +116,7 @@ def deploy(
         One outcome for each host and bundle, in their order.
 
     Raises:
-        InputError: A bundle or the record is wrong, or they don't belong together; nothing was sent.
+        InputError: A bundle, an option or the record is wrong, or they don't belong together; nothing was sent.
     """
     config = Path(ssh_config) if ssh_config else None
     remotes = [Remote(host, config) for host in hosts]
@@ -125,6 +126,7 @@ def deploy(
         raise InputError(f"no {what} is named", remedy="name a bundle, and a device with --host user@device")
     if len(set(hosts)) < len(hosts):
         raise InputError("a device is named twice", remedy="name each once")
+    _check_options(install, wheel_folder, seconds)
     with ExitStack() as stack:
         sent = _named(paths, [stack.enter_context(bundles.opened(path)) for path in paths])
         _check_together(sent)
@@ -165,6 +167,15 @@ def examine(hosts: Sequence[str], *, ssh_config: Path | str | None = None) -> li
         InputError: What is no host.
     """
     return _examine.examine(hosts, HOME, Path(ssh_config) if ssh_config else None)
+
+
+def _check_options(install: bool, wheel_folder: Path | str | None, seconds: float | None) -> None:
+    if wheel_folder and not install:
+        raise InputError("wheels are given, but nothing is to be installed", remedy="add --install, or leave them out")
+    if wheel_folder and not Path(wheel_folder).is_dir():
+        raise InputError("no such folder of wheels", where=str(wheel_folder), remedy="check the path")
+    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        raise InputError(f"a process can't measure for {seconds} seconds", remedy="give more than 0, at most an hour")
 
 
 def _check_together(sent: Sequence[_Bundle]) -> None:

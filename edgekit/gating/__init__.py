@@ -132,6 +132,8 @@ def run_gate(
     """
     from edgekit.gating import outputs, places
 
+    if recipe and not Path(recipe).is_file():
+        raise InputError("no such recipe", where=str(recipe), remedy="check the path")
     now = _record(results)
     limits = settings or limits_of(now)
     if (update_baseline or remeasure) and baseline is None:
