@@ -49,12 +49,21 @@ def _unfold(module: GraphModule, node: Node, body: Node, inputs: tuple[Any, ...]
             else:
                 made[step] = module.graph.node_copy(step, lambda n: made[n])
         if not gradients:
-            outputs = tuple(module.graph.call_function(torch.ops.aten.detach.default, (n,)) for n in outputs)
+            outputs = tuple(_detached(module, n) for n in outputs)
     for user in list(node.users):
         assert user.target is operator.getitem
         user.replace_all_uses_with(outputs[user.args[1]])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
+
+
+def _detached(module: GraphModule, value: Any) -> Any:
+    """A tensor without its gradient; a computed size or None as it is."""
+    if not isinstance(value, Node) or not isinstance(value.meta.get("val"), torch.Tensor):
+        return value
+    made = module.graph.call_function(torch.ops.aten.detach.default, (value,))
+    made.meta = dict(value.meta)
+    return made
 
 
 def _moved(module: GraphModule, inside: GraphModule, body: Node, step: Node) -> Node:
