@@ -230,6 +230,16 @@ def test_what_evaluation_loses_is_said() -> None:
     assert any("'auxiliary'" in text for text in console.warnings())
 
 
+def test_many_modules_are_told_in_one_line() -> None:
+    class DropPath(nn.Dropout):
+        pass
+
+    model = nn.Sequential(*(DropPath(0.1) for _ in range(9)))
+    assert exported.signature(exported.capture(model, X)).lost == (
+        "DropPath acts in training only, and is gone ('0', '1', '2' and 6 more)",
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "said"),
     [

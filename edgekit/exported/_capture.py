@@ -74,8 +74,7 @@ def _prepared(module: torch.nn.Module) -> tuple[torch.nn.Module, list[str]]:
     twin = twin.cpu().eval()
     hooked = [name for name, part in twin.named_modules() if part._forward_hooks or part._forward_pre_hooks]
     if hooked:
-        some = ", ".join(repr(n) for n in hooked[:3])
-        warn(f"{len(hooked)} modules have hooks ({some}): what they compute is part of the graph, and they are gone")
+        warn(f"modules have hooks ({some_of(hooked)}): what they compute is part of the graph, and they are gone")
     twin.forward = _plain(twin.forward)
     return twin, list(_lost(twin))
 
@@ -134,13 +133,22 @@ def _has_tensor(value: Any) -> bool:
 
 def _lost(module: torch.nn.Module) -> Iterable[str]:
     """What an export in evaluation mode can't carry, as far as the modules tell."""
+    found: dict[str, list[str]] = {}
     for name, part in module.named_modules():
         kind = type(part).__name__
         rate = getattr(part, "drop_prob", getattr(part, "p", 0.0))
         if kind in ("DropPath", "StochasticDepth", "DropBlock2d") and rate:
-            yield f"'{name}' ({kind}) acts in training only, and is gone"
+            found.setdefault(kind, []).append(name)
         if isinstance(part, torch.nn.MultiheadAttention) and part.dropout:
-            yield f"the dropout inside the attention '{name}' acts in training only, and is gone"
+            found.setdefault("the dropout inside attention", []).append(name)
+    for kind, names in found.items():
+        yield f"{kind} acts in training only, and is gone ({some_of(names)})"
+
+
+def some_of(names: list[str]) -> str:
+    """A list of module names in a message: three at most."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(n) for n in names[:3]) + more
 
 
 def arguments(inputs: Any, parameters: Iterable[str] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -228,8 +236,7 @@ def _finished(exported: torch.export.ExportedProgram, axes: Axes, lost: list[str
     unused = sorted({name.rpartition(".")[0] for name in gone})
     said = module.meta["edgekit"]["lost"]
     if unused:
-        some = ", ".join(repr(n) for n in unused[:3])
-        said.append(f"the parameters of {some} ({len(unused)} modules) are not used in evaluation, and are gone")
+        said.append(f"the parameters of {some_of(unused)} are not used in evaluation, and are gone")
     for text in said:
         warn(f"lost in the export: {text}")
     return module

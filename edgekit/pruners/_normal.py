@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgekit.console import warn
+from edgekit.exported._capture import some_of
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners._coupling import attribute, module_of
 
@@ -91,12 +92,15 @@ def _fold_weights(module: Exported) -> bool:
         if name in STATISTICS or any(n in statistics for n in inputs):
             statistics.add(node)
     ends = [n for n in module.graph.nodes if n in statistics and any(u not in fixed for u in n.users)]
-    for node in ends:
-        _fold(module, node)
+    folded = [module_of(node) for node in ends if _fold(module, node)]
+    if folded:
+        names = some_of(list(dict.fromkeys(folded)))
+        warn(f"weights are computed from others with statistics ({names}); their values now are the parameters")
     return bool(ends)
 
 
-def _fold(module: Exported, node: Node) -> None:
+def _fold(module: Exported, node: Node) -> bool:
+    """Make what a node gives a parameter; False where it gives no tensor."""
     runner = torch.fx.Interpreter(module)
     needed = _ancestors(node)
     with torch.no_grad():
@@ -105,7 +109,7 @@ def _fold(module: Exported, node: Node) -> None:
                 runner.env[n] = runner.run_node(n)
     value = runner.env[node]
     if not isinstance(value, Tensor):
-        return
+        return False
     source = max((n for n in needed if n.op == "get_attr"), key=lambda n: attribute(module, str(n.target)).numel())
     target = str(source.target)
     if any(u not in needed for u in source.users) or attribute(module, target).shape != value.shape:
@@ -117,7 +121,7 @@ def _fold(module: Exported, node: Node) -> None:
         made = module.graph.get_attr(target)
     made.meta = {k: v for k, v in node.meta.items() if k != "val"}
     node.replace_all_uses_with(made)
-    warn(f"the weight of '{module_of(node)}' is computed from others with statistics; its value now is the parameter")
+    return True
 
 
 def _ancestors(node: Node) -> set[Node]:
