@@ -100,6 +100,16 @@ def test_mse_clips_outliers_and_beats_minmax() -> None:
     assert error("entropy") < error("minmax") / 4
 
 
+def test_the_zeros_of_a_relu_do_not_narrow_entropys_range() -> None:
+    """They are exact in any range, but were smeared over the first level: ResNet-20 lost 4.6 dB by it."""
+    values = np.abs(np.random.default_rng(2).normal(size=50_000)).astype(np.float32)
+    plain, rectified = Statistics(), Statistics()
+    plain.add(values[None], histogram=True)
+    rectified.add(np.append(values, np.zeros(50_000, np.float32))[None], histogram=True)
+    _, high = _ranges.METHODS["entropy"](rectified, U8)
+    assert high == pytest.approx(_ranges.METHODS["entropy"](plain, U8)[1], rel=0.05)
+
+
 @pytest.mark.parametrize("method", list(_ranges.METHODS))
 @pytest.mark.parametrize("values", [[0.0, 0.0], [3.0, 3.0], [-2.0, -1.0], [1e-30, 0.0], [1e30, -1e30]])
 def test_odd_ranges_give_usable_scales(method: str, values: list[float]) -> None:
