@@ -5,6 +5,7 @@
     python benchmarks/pruning.py --onnx bert unet      and the exported ONNX against the pruned module
     python benchmarks/pruning.py --timm 0 40           one model of each of timm's families, a slice of them
     python benchmarks/pruning.py --accuracy            three small models by both tools, the ResNet-20 by edgekit
+        --seeds 0 --epochs 30 --precision bf16 --parameters 0.45  (the ResNet-20 alone, otherwise)
     python benchmarks/pruning.py --speed x86-openvino  target_speedup on the ResNet-20: asked for and measured
     python benchmarks/pruning.py --widths x86-cpu      what a convolution takes by its number of channels
     python benchmarks/pruning.py --equal               its accuracy beside uniform pruning's at the same measured speed
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="of the ResNet-20's recovery")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the ResNet-20's recovery")
+    parser.add_argument("--parameters", type=float, help="of the ResNet-20 that stay; else 1/1.98 of its multiply-adds")
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--widths", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--equal", action="store_true")
@@ -192,7 +194,8 @@ def main() -> None:
     if options.accuracy:
         if options.seeds:
             _pruning_accuracy.table(options.seeds)
-        _pruning_resnet20.accuracy(10 if options.epochs is None else options.epochs, options.precision)
+        epochs = 10 if options.epochs is None else options.epochs
+        _pruning_resnet20.accuracy(epochs, options.precision, options.parameters)
     elif options.speed:
         _pruning_resnet20.speed(options.speed)
     elif options.widths:
