@@ -221,6 +221,15 @@ def _availability(target: Target) -> Availability:
 
 def lacks(target: Target) -> str:
     """What this machine lacks to be the target's device, in words; empty: nothing."""
+    if differs := differs_from(target):
+        return differs
+    if target.run.threads > machine.usable_threads():
+        return f"this machine has {machine.usable_threads()} usable cores, the device runs {target.run.threads} threads"
+    return ""
+
+
+def differs_from(target: Target) -> str:
+    """Why this machine is of another kind than the target's device, in words; empty: it is of that kind."""
     device, arch = target.device, platform.machine()
     if device.arch != arch:
         return f"this machine is {arch}, the device is {device.arch}"
@@ -232,8 +241,6 @@ def lacks(target: Target) -> str:
         return f"this CPU lacks {', '.join(missing)}"
     if extra := [flag for flag in device.isa_absent if flag in flags]:
         return f"this CPU has {', '.join(extra)}, which the device lacks, and so runs other kernels"
-    if target.run.threads > machine.usable_threads():
-        return f"this machine has {machine.usable_threads()} usable cores, the device runs {target.run.threads} threads"
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 import edgekit
 from edgekit import machine
 from edgekit import measure as measure_package
-from edgekit.errors import InconclusiveError, InputError
+from edgekit.errors import InconclusiveError, InputError, UnavailableError
 from edgekit.measure import Measured, Row, benchmark, each_once, energy, exit_code, measure_rows, table
 from edgekit.measure.bench import rows_of
 from edgekit.measure.lock import machine_lock
@@ -373,6 +374,20 @@ def test_an_unsound_file_is_refused_before_any_runtime_sees_it(
         benchmark([unsound / f"{name}.onnx"])
     assert said in str(refused.value)
     assert f"{name}.onnx" in refused.value.where
+
+
+def test_another_kind_of_device_is_not_measured_here(unsound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a number for a board that is not here; that it has fewer cores is told, and no reason."""
+    monkeypatch.setattr("edgekit.measure.bench.measure_rows", lambda *_, **__: pytest.fail("measured"))
+    other = "raspberry-pi-5" if platform.machine() == "x86_64" else "x86-cpu"
+    with pytest.raises(UnavailableError, match="its times can't be measured here"):
+        benchmark([unsound / "good.onnx"], target=other)
+
+
+@pytest.mark.parametrize("asked", [{"budget_s": -1.0}, {"budget_s": float("nan")}, {"pairs": 1}, {"precision": 0.0}])
+def test_settings_out_of_range_are_refused(unsound: Path, asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"measure.{next(iter(asked))}"):
+        benchmark([unsound / "good.onnx"], **asked)
 
 
 def test_a_file_that_kills_its_parser_is_wrong_input(unsound: Path, monkeypatch: pytest.MonkeyPatch) -> None:

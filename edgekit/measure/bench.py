@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import backends
-from edgekit.errors import InputError
+from edgekit.errors import InputError, UnavailableError
 from edgekit.measure.engine import TIMEOUT_S, Row, measure_rows
 from edgekit.measure.lock import machine_lock
 from edgekit.measure.results import Measured, each_once
 from edgekit.measure.scenarios import explore, setting
 from edgekit.recipe import MeasureSection
 from edgekit.report import scenarios as scenario_report
-from edgekit.target import Target, load_target
+from edgekit.target import Target, check_table, differs_from, load_target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,18 +58,18 @@ def benchmark(
         with its intervals. A model that can't be run is ``failed`` or ``unavailable`` with its reason.
 
     Raises:
-        InputError: No such file, target, inputs or scenario; an ONNX file that is damaged, foreign, reaches outside
-            its folder or is newer than all that is known here: no runtime has seen it then.
+        UnavailableError: This machine is of another kind than the target's device.
+        InputError: No such file, target, inputs or scenario; a setting out of range; an ONNX file that is damaged,
+            foreign, reaches outside its folder or is newer than all that is known here: no runtime has seen it then.
     """
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files:
         raise InputError("no model to measure", remedy="give the path of at least one model file")
     profile = target if isinstance(target, Target) else load_target(target)
+    asked = {"pairs": pairs, "max_pairs": max(pairs, max_pairs), "budget_s": budget_s, "precision": precision}
+    settings = check_table(MeasureSection, asked, Path("bench"), "measure")
     rows = rows_of(files, profile, Path(inputs) if inputs else None)
-    for file in dict.fromkeys(files):
-        if file.suffix.lower() == ".onnx":  # other formats are for their runtimes to judge
-            backends.prove_sound(file)
-    settings = MeasureSection(pairs=pairs, max_pairs=max(pairs, max_pairs), budget_s=budget_s, precision=precision)
+    _prove(files, profile)
     place = Path(samples) if samples else None
     measured = measure_rows(rows, profile, settings, samples=place, seed=seed, timeout_s=timeout_s)
     if not scenarios:
@@ -84,6 +83,25 @@ def benchmark(
             else one
             for row, one in zip(rows, measured, strict=True)
         ]
+
+
+def _prove(files: Sequence[Path], target: Target) -> None:
+    """That this machine is of the target's kind, and that ONNX files are sound; others are for their runtimes to judge.
+
+    Raises:
+        UnavailableError, InputError: See :func:`benchmark`.
+    """
+    from edgekit import backends
+
+    if other := differs_from(target):
+        raise UnavailableError(
+            f"{other}: its times can't be measured here",
+            where=target.name,
+            remedy="name a target of this machine, or bundle the model and deploy it to the device",
+        )
+    for file in dict.fromkeys(files):
+        if file.suffix.lower() == ".onnx":
+            backends.prove_sound(file)
 
 
 def rows_of(files: Sequence[Path], target: Target, inputs: Path | None) -> list[Row]:
