@@ -101,7 +101,7 @@ def theirs(name: str) -> dict[str, Any]:
 
     model, example = zoo.build(name)
     before = call(model, example).shape
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == before[-1]]
+    heads = [m for name, m in model.named_modules() if _is_head(name, m, before)]
     macs, _ = tp.utils.count_ops_and_params(model, example)
     pruner = tp.pruner.BasePruner(
         model, example, importance=tp.importance.MagnitudeImportance(), pruning_ratio=RATIO, ignored_layers=heads
@@ -110,6 +110,15 @@ def theirs(name: str) -> dict[str, Any]:
     after = call(model, example).shape
     less, _ = tp.utils.count_ops_and_params(model, example)
     return {"macs": less / macs, "shape": after == before}
+
+
+def _is_head(name: str, module: nn.Module, output: tuple[int, ...]) -> bool:
+    """Whether a layer makes the output, as far as its size or its name tells."""
+    if isinstance(module, nn.Linear):
+        return module.out_features == output[-1]
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        return name.startswith("heads.") or (len(output) == 4 and module.out_channels == output[1])
+    return False
 
 
 def one(name: str, tool: str, onnx: bool, answer: Connection) -> None:
@@ -154,7 +163,8 @@ def coverage(names: list[str], onnx: bool, compare: bool) -> None:
         works += fine
         others += "error" not in other and bool(other.get("shape"))
         print(f"| {name} | {_cells(row, onnx)} |{f' {_other(other)} |' if compare else ''}", flush=True)
-    print(f"\n{works} of {len(names)} lost at least 20 % of their multiply-adds, proved.")
+    share = f"{works} of {len(names)}" + (f" ({works / len(names):.0%})" if names else "")
+    print(f"\n{share} lost at least 20 % of their multiply-adds, proved.")
     if compare:
         print(f"torch-pruning runs on {others} of {len(names)}.")
 
