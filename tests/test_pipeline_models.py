@@ -178,6 +178,30 @@ def test_an_exported_program_goes_the_whole_way(files: Path, tmp_path: Path) -> 
     assert rows["small"]["macs"] < rows["fp32"]["macs"]
 
 
+def test_half_floats_run_where_a_runtime_computes_them(files: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's CPU kernels know no bfloat16: that costs its own row alone. fp16 agrees to single roundings."""
+    pytest.importorskip("openvino")
+    results = edgekit.run(
+        Recipe(
+            **SHORT,
+            base=files,
+            model=ModelSection(path="model.onnx"),
+            data=DataSection(entry=_splits(_points, calibration=2, test=4)),
+            targets=("x86-cpu", "x86-openvino"),
+            variant=(Variant(name="fp16", quantize="fp16"), Variant(name="bf16", quantize="bf16")),
+        ),
+        tmp_path / "out",
+    )
+    rows = {row["id"]: row for row in results["variants"]}
+    assert "lacks an operator" in rows["bf16@x86-cpu"]["reason"]
+    assert {row["status"] for name, row in rows.items() if name != "bf16@x86-cpu"} == {"ok"}
+    assert rows["bf16@x86-openvino"]["metric"]["value"] == pytest.approx(
+        rows["fp32@x86-cpu"]["metric"]["value"], abs=0.1
+    )
+    for target in ("x86-cpu", "x86-openvino"):
+        assert rows[f"fp16@{target}"]["stages"][-1]["parity"]["max_rel"] < 4 * 2**-11
+
+
 def test_an_onnx_file_is_quantized_and_trained_but_not_pruned(files: Path, tmp_path: Path) -> None:
     sections: dict[str, Any] = {
         "base": files,
