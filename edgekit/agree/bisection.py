@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # What a compiled model computes in → share of an output's scale that it may be off; the same of a value on the way.
 # Floats: 13 roundings of bfloat16 (2**-8), the coarsest that a runtime computes them in. Trained models (ResNet-20,
 # depthwise CNN, DS-CNN, BERT-like encoder), as fp32 and as fp16, were at most 2.2 of these off in OpenVINO at bfloat16,
-# and in kernels that compute in fp32 at most 0.8 roundings of fp16 (2**-11). Integers: a step more or less in each layer adds
-# up; what is wrong is off by all of it.
+# and in kernels that compute in fp32 at most 0.8 roundings of fp16 (2**-11). Integers: a step more or less in each
+# layer adds up; what is wrong is off by all of it.
 COMPILED = {"fp32": (0.05, FLOOR), "half": (0.05, HALF_FLOOR), "integer": (0.5, 0.5)}
 Origins = Mapping[str, tuple[str, str]]  # value → the user's module and file:line
 
