@@ -117,7 +117,7 @@ def _is_head(name: str, module: nn.Module, output: tuple[int, ...]) -> bool:
     if isinstance(module, nn.Linear):
         return module.out_features == output[-1]
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        return name.startswith("heads.") or (len(output) == 4 and module.out_channels == output[1])
+        return name.startswith("heads.") or module.out_channels == output[1]
     return False
 
 

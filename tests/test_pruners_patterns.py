@@ -207,3 +207,21 @@ def test_a_call_that_a_rule_does_not_foresee_costs_ratio_only(table: str, monkey
     result = edgekit.prune(model, TOKENS, ratio=0.4)
     assert result.model.state_dict()["b.weight"].shape == (24, 20)
     assert "reshape" in {k["layer"]: k["reason"] for k in result.kept}["a"]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_whole_heads_go_where_rotation_binds_queries_and_keys_of_a_fused_projection(learned: bool) -> None:
+    def turned(m: Any, x: Tensor) -> Tensor:
+        angle = m.angle if learned else torch.arange(20.0).view(5, 4) / 20
+        return x * angle.cos() + torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape) * angle.sin()
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = m.qkv(x).reshape(n, t, 3, 6, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(turned(m, q), turned(m, k), v)
+        return m.head(m.out(y.transpose(1, 2).reshape(n, t, 24)).mean(1))
+
+    layers = {"qkv": nn.Linear(24, 72), "out": nn.Linear(24, 24), "head": nn.Linear(24, 4)}
+    layers |= {"angle": nn.Parameter(torch.randn(5, 4))} if learned else {}
+    result = proved(Layers(forward, **layers), TOKENS)
+    assert result.model.state_dict()["qkv.weight"].shape == (48, 24)

@@ -146,12 +146,12 @@ def _batch(module: Exported) -> int:
 
 
 def _coupled(module: Exported, shapes: dict[Node, Any], banned: dict[str, str]) -> Analysis:
-    """Couple; where a view divides channels and all of them froze, try another of its new dimensions."""
+    """Couple; where a view divides channels and none of them can go, try another of its new dimensions."""
     best = analyse(module, shapes, banned=banned)
     packing: dict[str, int] = {}
     for choice in (1, 2):
-        solved = components(best.ids)
-        stuck = [name for name, ids in best.splits.items() if not bool((solved.of[ids] != 0).any())]
+        solved = _evened(best)
+        stuck = [name for name, ids in best.splits.items() if not _free(solved, ids)]
         if not stuck:
             break
         trial_packing = {**packing, **dict.fromkeys(stuck, choice)}
@@ -163,10 +163,21 @@ def _coupled(module: Exported, shapes: dict[Node, Any], banned: dict[str, str]) 
 
 def _freedom(analysis: Analysis) -> int:
     """How many parameter positions are free."""
+    solved = _evened(analysis)
+    return sum(_free(solved, ids) for value in analysis.parameters.values() for ids in value.layers.values())
+
+
+def _evened(analysis: Analysis) -> Components:
+    """What could go if channels were ranked anyhow."""
     solved = components(analysis.ids)
-    return sum(
-        int((solved.of[ids] != 0).sum()) for value in analysis.parameters.values() for ids in value.layers.values()
-    )
+    return bundled(solved, torch.rand(solved.count, generator=torch.Generator().manual_seed(0)))
+
+
+def _free(solved: Components, ids: Tensor) -> int:
+    """How many of these positions can go; none where they only could all together."""
+    bundles = solved.of[ids].reshape(-1)
+    bundles = bundles[bundles != 0]
+    return len(bundles) if len(torch.unique(bundles)) > 1 else 0
 
 
 def _protect(analysis: Analysis, patterns: tuple[str, ...]) -> None:

@@ -235,8 +235,10 @@ def _why(solved: Components, ids: Tensor | None) -> str:
         return "it has one channel"
     if reason := solved.reason(ids):
         return reason
-    alone = len(torch.unique(solved.of[ids])) == 1
-    return "its channels can only go all together" if alone else "the ratio leaves it whole"
+    bundles = torch.unique(solved.of[ids])
+    if not bundles.any():
+        return "no equal number of channels can go from each of its parts"
+    return "its channels can only go all together" if len(bundles) == 1 else "the ratio leaves it whole"
 
 
 def _without_rule(outcome: Outcome) -> dict[str, str]:
