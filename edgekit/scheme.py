@@ -21,7 +21,9 @@ class Scheme(BaseModel):
         compute: Operators with weights that have integer kernels.
         elementwise: Operators that run in integers between integer neighbours.
         quantize_outputs: Operators of ``compute`` whose integer kernel is only used if their output is quantized.
+        timed_outputs: Operators whose outputs are quantized too where that is measured to be faster.
         quantize_skips: Whether a residual's float Add reads the integers too, where its other reader has them made.
+        embeddings: Whether tables that rows are gathered from are int8, turned into floats behind the Gather.
         products: Whether products of two activations (attention's) run in integers.
         absorb_clip: Whether a Relu or Clip before a QuantizeLinear is left to the saturation of its integers.
         prepare: Rewriting rules that bring the graph into the form that the integer kernels know, in this order.
@@ -39,7 +41,9 @@ class Scheme(BaseModel):
     compute: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
     elementwise: tuple[str, ...] = ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid")
     quantize_outputs: tuple[str, ...] = ("Conv",)
+    timed_outputs: tuple[str, ...] = ()
     quantize_skips: bool = False
+    embeddings: bool = True
     products: bool = False
     absorb_clip: bool = True
     prepare: tuple[str, ...] = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from quantizing import (
     batches,
     decibels,
@@ -94,6 +94,25 @@ def test_the_file_says_nothing_that_a_reader_works_out(rng: np.random.Generator,
     assert not made.graph.value_info
     zeros = [n.input[2] for n in made.graph.node if n.op_type == "DequantizeLinear" and len(n.input) > 2]
     assert len({zero for zero in zeros if zero.startswith("zero_point_int8")}) == 2  # of 16 and of 10 channels
+
+
+def test_an_embedding_is_kept_as_integers(rng: np.random.Generator, tmp_path: Path) -> None:
+    weights = {"table": rng.normal(size=(500, 16)), "fc": rng.normal(size=(16, 10))}
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["rows"], "embed"),
+        helper.make_node("MatMul", ["rows", "fc"], ["y"], "fc"),
+    ]
+    floats = {name: value.astype(np.float32) for name, value in weights.items()}
+    model = graph(nodes, ["batch", 8], floats, dtype=TensorProto.INT64)
+    words = rng.integers(0, 500, (64, 8))
+    made, report = quantize(model, words, tmp_path)
+    values = initializers(made)
+    assert report["embeddings"] == ["embed"]
+    assert values["table_q"].dtype == np.int8
+    assert "table" not in values
+    assert decibels(run(model, words), run(made, words)) > 35
+    plain, report = quantize(model, words, tmp_path, target="nvidia-gpu")
+    assert "table" in initializers(plain), "TensorRT reads integers through Q/DQ pairs alone"
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 17, 18, 21])
@@ -247,13 +266,34 @@ def test_first_layers_stay_float_only_where_that_is_faster(
     model, data = residual_net(rng, channels=64), images(rng)
     monkeypatch.setattr(_faster, "LEAST_MACS", 0)
     monkeypatch.setattr(_faster, "lacks", lambda target: "")
-    monkeypatch.setattr(_faster, "_times", lambda model, choices, data, target: [[1.0] * 9, [ratio] * 9])
+    monkeypatch.setattr(_faster, "_times", lambda model, choices, data: [[1.0] * 9, [ratio] * 9])
     made, report = quantize(model, data, tmp_path)
     assert report["timed_in_float"] == {"stem": ratio}
     assert [row["layer"] for row in report["float"]] == floats
     assert ("pad_channels" in report["prepared"]) == (not floats)
     assert optimized_operators(made, tmp_path)["QLinearConv"] == 3 - len(floats)
     assert decibels(run(model, data), run(made, data)) > 25
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.99])
+def test_integers_stand_behind_convolutions_where_that_is_faster(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    timed: list[int] = []
+
+    def times(model: object, choices: list[object], data: object) -> list[list[float]]:
+        timed.append(len(choices))
+        return [[1.0] * 9, *[[ratio if len(timed) == 1 else 1.0] * 9] * (len(choices) - 1)]
+
+    monkeypatch.setattr(_faster, "LEAST_MACS", 0)
+    monkeypatch.setattr(_faster, "lacks", lambda target: "")
+    monkeypatch.setattr(_faster, "_times", times)
+    made, report = quantize(residual_net(rng, channels=64), images(rng), tmp_path, target="x86-openvino")
+    assert report["timed_outputs"] == ratio
+    readers = {name: node.op_type for node in made.graph.node for name in node.input}
+    assert readers[next(n for n in made.graph.node if n.name == "right").output[0]] == (
+        "QuantizeLinear" if ratio == 0.9 else "Add"
+    )
 
 
 def test_first_layers_are_timed_by_the_targets_runtime(

@@ -15,6 +15,8 @@
   left alone.)
 - A constant operand ``C`` of an Add or Mul is an initializer ``C_operand_q`` of the activations' type, read through
   ``C_operand_dq``.
+- A table ``E`` that a Gather takes rows of is an int8 initializer ``E_q``; behind the Gather, whose integers are now
+  named ``G_integers``, a DequantizeLinear with the scalar ``E_scale`` makes the floats, named ``G`` as before.
 - Graph inputs and outputs keep their names, types and free batch; the opset is 13 or above.
 """
 

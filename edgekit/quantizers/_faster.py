@@ -1,9 +1,10 @@
-"""Which of the first layers are faster in float on the target? Timed there, not guessed.
+"""Which placements are faster on the target? Timed there, not guessed.
 
 Integer kernels want many channels, but a CNN begins with few on a large map, where a depthwise convolution gains
-nothing from integers and conversions are dear. Each candidate is built, compiled by the target's backend and timed
-beside the scheme's own placement, in turns, by the processor's time, which other programs lengthen least; it is taken
-only where it is faster in nearly every turn.
+nothing from integers and conversions are dear. Behind a convolution OpenVINO fuses what is float, which is worth more
+than integers where that is a SiLU, and less where it is a residual's sum. Each candidate is built, compiled by the
+target's backend and timed beside the scheme's own placement, in turns, by the processor's time, which other programs
+lengthen least; it is taken only where it is faster in nearly every turn.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ if TYPE_CHECKING:
 REASON = "faster in float on the target, as measured"
 MOST_FLOAT = 0.045  # of the multiply-adds: the rest must be integers
 LEAST_MACS = 100_000_000  # a smaller model runs for so short a time that a few percent can't be told
-WORTH = 0.97  # of the time; and that in MOST_ROUNDS of the rounds
+WORTH = 0.97  # of the time, for layers in float; and that in MOST_ROUNDS of the rounds
+WORTH_OUTPUTS = 0.985  # for integers behind layers, which cost accuracy no more than the runtimes' own tools do
 MOST_ROUNDS = 0.8
 ROUNDS, LEAST_ROUNDS, BUDGET_S = 25, 9, 4.0
 FEW = 4  # samples: a kernel's time does not depend on the ranges
 
 
-def first_layers(model: ir.Model, data: Samples, target: Target) -> tuple[tuple[str, ...], dict[str, float]]:
-    """The first compute nodes, where the target is faster with them in float.
+def behind_layers(model: ir.Model, data: Samples, target: Target) -> tuple[Target, float | None]:
+    """Whether Q/DQ also stands behind the operators of the scheme's ``timed_outputs``.
 
     Args:
         model: The float model, not yet prepared; it is not changed.
@@ -47,16 +49,37 @@ def first_layers(model: ir.Model, data: Samples, target: Target) -> tuple[tuple[
         target: Whose device must be this machine, or nothing is timed.
 
     Returns:
+        The target, its scheme's ``quantize_outputs`` filled in where that is faster, and for a report: the time with
+        them / without; None where it was not timed.
+    """
+    scheme = target.quantize
+    if not scheme.timed_outputs or _macs(model, target) is None:
+        return target, None
+    more = scheme.model_copy(update={"quantize_outputs": scheme.timed_outputs})
+    other = target.model_copy(update={"quantize": more})
+    console.note(
+        f"timing on {target.name} whether it is faster with integers behind {', '.join(more.quantize_outputs)}"
+    )
+    try:
+        ratio, share = _ratio(*_times(model, [(target, ()), (other, ())], data))
+    except EdgekitError as error:
+        console.note(f"not timed: {error.problem}")
+        return target, None
+    return (other if ratio < WORTH_OUTPUTS and share >= MOST_ROUNDS else target), round(ratio, 3)
+
+
+def first_layers(model: ir.Model, data: Samples, target: Target) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The first compute nodes, where the target is faster with them in float; arguments as :func:`behind_layers`.
+
+    Returns:
         The nodes' names (often none), and for a report: last float layer of each candidate → its time / the scheme's.
     """
-    if lacks(target) or target.compile_on_device:
-        return (), {}
     candidates = list(_candidates(model, target))
     if not candidates:
         return (), {}
     console.note(f"timing on {target.name} whether its first layers are faster in float")
     try:
-        times = _times(model, [(), *candidates], data, target)
+        times = _times(model, [(target, names) for names in ((), *candidates)], data)
     except EdgekitError as error:
         console.note(f"not timed: {error.problem}")
         return (), {}
@@ -71,23 +94,32 @@ def rules(target: Target, floats: Collection[str]) -> list[str]:
     return [rule for rule in target.quantize.prepare if rule != "pad_channels" or not floats]
 
 
-def _candidates(model: ir.Model, target: Target) -> Iterator[tuple[str, ...]]:
-    """All first layers that may be float, the first half of them, and so on."""
+def _macs(model: ir.Model, target: Target) -> tuple[ir.Model, dict[str, int]] | None:
+    """The model prepared for floats in front, and its multiply-adds by node; None if it can't be timed here."""
     import onnx_ir as ir
 
     from edgekit.onnxfile.cost import node_macs
 
+    if lacks(target) or target.compile_on_device:
+        return None
     prepared = model.clone()
     _prepare.prepare(prepared, rules(target, ("first",)))
     if _graph.weight_bytes(prepared) > _graph.INLINE_BYTES:
-        return
+        return None
     try:
         macs = node_macs(ir.to_proto(prepared))
     except EdgekitError:
-        return  # sizes that are free
-    total, seen, names = sum(macs.values()), 0, []
-    if total < LEAST_MACS:
+        return None  # sizes that are free
+    return (prepared, macs) if sum(macs.values()) >= LEAST_MACS else None
+
+
+def _candidates(model: ir.Model, target: Target) -> Iterator[tuple[str, ...]]:
+    """All first layers that may be float, the first half of them, and so on."""
+    found = _macs(model, target)
+    if found is None:
         return
+    prepared, macs = found
+    total, seen, names = sum(macs.values()), 0, []
     for node in prepared.graph:
         seen += macs.get(node.name or "", 0)
         if seen > MOST_FLOAT * total:
@@ -99,17 +131,17 @@ def _candidates(model: ir.Model, target: Target) -> Iterator[tuple[str, ...]]:
         names = names[: len(names) // 2]
 
 
-def _times(model: ir.Model, choices: list[tuple[str, ...]], data: Samples, target: Target) -> list[list[float]]:
-    """Processor seconds by choice and round, the choices in turns."""
-    backend = backends.load(target.backend)
+def _times(model: ir.Model, choices: list[tuple[Target, tuple[str, ...]]], data: Samples) -> list[list[float]]:
+    """Processor seconds by choice (a scheme, and nodes in float) and round, the choices in turns."""
     with ExitStack() as stack:
         sessions = []
-        for names in choices:
+        for target, names in choices:
+            backend = backends.load(target.backend)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-")))
             _graph.save(_built(model, names, data, target), folder / "model.onnx")
             artifact = backend.compile_model(folder / "model.onnx", target, folder)
             sessions.append(backend.open_model(artifact, target))
-        feeds = dict(next(data.groups(target.run.batch, full=True)))
+        feeds = dict(next(data.groups(choices[0][0].run.batch, full=True)))
         return _rounds([lambda session=s: session.run(feeds) for s in sessions])
 
 

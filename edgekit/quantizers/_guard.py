@@ -56,6 +56,7 @@ def rank(draft: Draft, judge: Judge) -> list[tuple[str, float]]:
     few = Samples(judge.samples.spool, min(judge.samples.limit, RANKED_ON * 4), judge.samples.part)
     base = judge.sqnr([draft.build()], few)[0]
     names = [name for name in draft.plan.nodes if name in draft.plan.weights or _is_product(draft, name)]
+    names += draft.plan.tables
     gains = [
         (name, round(judge.sqnr([draft.without([name]).build()], few)[0] - base, 4))
         for name in console.track(names, "ranking layers")

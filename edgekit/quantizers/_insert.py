@@ -61,6 +61,8 @@ def insert(
             )
     for name, index in plan.constants:
         _constant_operand(model.graph, nodes[name], index, scheme)
+    for name in plan.tables:
+        _table(model.graph, nodes[name])
     values = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
     integer = set(chosen)
     for name in plan.activations:
@@ -159,6 +161,27 @@ def _zero_point(graph: ir.Graph, affine: Affine) -> ir.Value:
     zero = affine.zero_point
     which = zero if zero.ndim == 0 else f"x{zero.size}"  # a vector is a weight's: zeros
     return add_constant(graph, f"zero_point_{zero.dtype}_{which}", zero)
+
+
+def _table(graph: ir.Graph, node: ir.Node) -> None:
+    """Let a Gather read rows of int8; a DequantizeLinear behind it makes floats of those alone."""
+    import onnx_ir as ir
+
+    value, rows = node.inputs[0], node.outputs[0]
+    array = constant(value)
+    assert value is not None
+    assert array is not None
+    affine = _integers.weight(array, None, 8)
+    integers = add_constant(graph, f"{value.name}_q", _integers.quantize(array, affine))
+    scale = add_constant(graph, f"{value.name}_scale", affine.scale)
+    node.replace_input_with(0, integers)
+    dq = ir.node("DequantizeLinear", [rows, scale, _zero_point(graph, affine)], name=f"{rows.name}_floats")
+    floats = dq.outputs[0]
+    floats.type, floats.shape, name = rows.type, rows.shape, rows.name
+    rows.replace_all_uses_with(floats, replace_graph_outputs=True)
+    dq.replace_input_with(0, rows)
+    rows.name, rows.type, floats.name = f"{name}_integers", integers.type, name
+    graph.insert_after(node, dq)
 
 
 def _constant_operand(graph: ir.Graph, node: ir.Node, index: int, scheme: Scheme) -> None:

@@ -28,6 +28,7 @@ MOVERS = frozenset(
     }
 )
 CLIPS = frozenset(("Relu", "Clip"))
+LEAST_TABLE = 4096  # elements: what a smaller table saves is not worth a node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Plan:
         activations: Value → the value whose scale it shares (often itself).
         weights: Compute node → (index of the weight among its inputs, axis of its output channels or None).
         constants: (elementwise node, input index) of a constant operand.
+        tables: Gathers of rows of a constant table.
         floats: Compute node that stays float → why.
     """
 
@@ -46,6 +48,7 @@ class Plan:
     activations: dict[str, str]
     weights: dict[str, tuple[int, int | None]]
     constants: tuple[tuple[str, int], ...]
+    tables: tuple[str, ...]
     floats: dict[str, str]
 
 
@@ -82,8 +85,19 @@ def plan(graph: ir.Graph, scheme: Scheme, keep_float: Mapping[str, str] = Mappin
         activations={name: leader.find(name) for name in leader.parent},
         weights=weights,
         constants=tuple(constants),
+        tables=tuple(n.name or "" for n in graph if scheme.embeddings and n.name not in keep_float and _reads_table(n)),
         floats=floats,
     )
+
+
+def _reads_table(node: ir.Node) -> bool:
+    """Whether a node gathers rows of a constant matrix that nothing else computes with: an embedding."""
+    table = constant(node.inputs[0]) if node.op_type == "Gather" and attribute(node, "axis", 0) == 0 else None
+    if table is None or table.ndim != 2 or table.size < LEAST_TABLE or not _is_float(node.inputs[0]):
+        return False
+    value, index = node.inputs
+    alone = all(reader.op_type == "Gather" for reader in value.consumers()) if value is not None else False
+    return alone and constant(index) is None
 
 
 def weight_of(node: ir.Node) -> tuple[int, int | None] | None:

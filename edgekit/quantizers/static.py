@@ -42,18 +42,21 @@ Change = Callable[[Any, Any, Seen], int]
 
 def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     """Put Q/DQ into a float model; see :class:`edgekit.quantizers._job.Quantizer`."""
-    scheme, settings, spool = job.target.quantize, job.settings, spool_of(job)
+    settings, spool = job.settings, spool_of(job)
     data = Samples(spool, settings.samples)
     _samples.check(model, data)
     if job.validation is not None:
         _samples.compare(data, Samples(job.validation, _samples.COMPARED))
-    floats, timed = _faster.first_layers(model, data, job.target)
-    prepared = _prepare.prepare(model, _faster.rules(job.target, floats))
+    target, outputs = _faster.behind_layers(model, data, job.target)
+    floats, timed = _faster.first_layers(model, data, target)
+    scheme = target.quantize
+    prepared = _prepare.prepare(model, _faster.rules(target, floats))
     judge = Judge(model, replace(data, part="held"), job.validation, job.metric, job.base)
     plan = _place.plan(model.graph, scheme, dict.fromkeys(floats, _faster.REASON))
     draft, score, seen, found = _drafted(model, plan, data, judge, scheme, settings.calibration)
     draft = replace(draft, floats=dict.fromkeys(floats, _faster.REASON))
-    report = {"method": "static", "samples": len(data), "prepared": prepared, "timed_in_float": timed, **found}
+    report = {"method": "static", "samples": len(data), "prepared": prepared, **found}
+    report |= {"timed_in_float": timed, "timed_outputs": outputs}
     if scheme.saturates:
         risks = _saturation.overflows(draft, data)
         draft = replace(draft, bits=_saturation.repair(draft, risks))
@@ -78,6 +81,7 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     if job.validation is not None:
         require_signal(judge.sqnr([quantized], Samples(job.validation, _samples.COMPARED))[0])
     report["integer_nodes"] = len(draft.plan.nodes)
+    report["embeddings"] = list(draft.plan.tables)
     report["float"] = [{"layer": layer, "reason": reason} for layer, reason in draft.plan.floats.items()]
     return quantized, report
 
