@@ -225,3 +225,9 @@ def test_whole_heads_go_where_rotation_binds_queries_and_keys_of_a_fused_project
     layers |= {"angle": nn.Parameter(torch.randn(5, 4))} if learned else {}
     result = proved(Layers(forward, **layers), TOKENS)
     assert result.model.state_dict()["qkv.weight"].shape == (48, 24)
+
+
+@pytest.mark.parametrize("quiet", [nn.Dropout(0.5), nn.Dropout(0.0), nn.Identity()])
+def test_dropout_hides_nothing_from_the_proof(quiet: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(24, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 4), quiet)
+    assert edgekit.prune(model.eval(), TOKENS, ratio=0.4).parity > 0.0  # sums of 300 numbers and of 180 are never alike

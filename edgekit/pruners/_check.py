@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from edgekit.pruners._coupling import Analysis, Value
 from edgekit.pruners._rewrite import Cut
+from edgekit.pruners._rules_math import bound
 
 TOLERANCE = 1e-4  # greatest relative difference of an output that counts as rounding
 NODE_TOLERANCE = 1e-2  # the same of a value on the way, where differences of near equals may be amplified
@@ -134,13 +135,21 @@ def prove(analysis: Analysis, cut: Cut, nodes: dict[Node, Node], pruned: Any, fe
             return Proof(float("inf"), node, (str(error).strip().splitlines() or [type(error).__name__])[0][:160])
         if node.op == "output":
             return _outputs(expected, found, node)
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and isinstance(found, Tensor):
+        if _draws(node) and isinstance(found, Tensor):
             drawn = cut.take(expected, analysis.value(node).layers)  # both go on with the same random numbers
             found = small.runner.env[nodes[node]] = drawn if drawn.shape == found.shape else found
         wrong = 0.0 if node.op == "get_attr" else _differs(analysis, cut, node, expected, found)
         if wrong > max(NODE_TOLERANCE, _rounding(found)):
             return Proof(wrong, node, f"it differs by {wrong:.1e} from the masked original")
     return Proof(float("inf"))
+
+
+def _draws(node: Node) -> bool:
+    """Whether a node draws random numbers; dropout and attention do so only where they are told to."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    named = bound(node)
+    return bool(named.get("train", True) and named.get("training", True) and named.get("dropout_p", 1.0))
 
 
 class _Stepper:
