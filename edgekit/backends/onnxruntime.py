@@ -74,6 +74,10 @@ class Options(BaseModel):
     session: dict[str, str] = Field(default_factory=dict)
 
 
+# Weights that are stored small on purpose (a codebook and its indices) are unfolded when the file is loaded, not in it.
+GROWN = 1.5  # of the source's size: what was stored small was unfolded
+KEEP_STORED = {"optimization.disable_specified_optimizers": "ConstantFolding;WeightBiasQuantization"}
+
 # ONNX Runtime quantizes float weights between Q/DQ by itself, also of a layer that was put back to float for its
 # accuracy. A file with such layers is marked at its end (as metadata of the model, which any reader skips).
 KEEP_FLOAT = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
@@ -123,18 +127,25 @@ def compile_model(model: Path, target: Target, out: Path) -> Path:
     keep_float = parses and _ort_graph.leaves_float(model)
     if keep_float:
         options = options.model_copy(update={"session": {**KEEP_FLOAT, **options.session}})
-    settings = _settings(target, options, _saved_level(target, options))
-    settings.optimized_model_filepath = str(artifact)
-    settings.add_session_config_entry("session.save_model_format", options.format.upper())
-    if _is_large(model):
-        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.data")
-    _create(model, settings, _providers(options))
+    _save(model, artifact, target, options)
+    if not _is_large(model) and artifact.stat().st_size > GROWN * model.stat().st_size:
+        options = options.model_copy(update={"session": {**options.session, **KEEP_STORED}})
+        _save(model, artifact, target, options)
     if parses and options.format == "onnx":
         _ort_graph.lighten(artifact)
     if keep_float and options.format == "onnx":
         with artifact.open("ab") as file:
             file.write(MARK)
     return artifact
+
+
+def _save(model: Path, artifact: Path, target: Target, options: Options) -> None:
+    settings = _settings(target, options, _saved_level(target, options))
+    settings.optimized_model_filepath = str(artifact)
+    settings.add_session_config_entry("session.save_model_format", options.format.upper())
+    if _is_large(model):
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.data")
+    _create(model, settings, _providers(options))
 
 
 def open_model(artifact: Path, target: Target) -> _Session:
