@@ -100,7 +100,8 @@ def theirs(name: str) -> dict[str, Any]:
     import torch_pruning as tp
 
     model, example = zoo.build(name)
-    before = call(model, example).shape
+    with torch.no_grad():  # some models keep what they compute, and torch-pruning could not copy it with gradients
+        before = call(model, example).shape
     heads = [m for name, m in model.named_modules() if _is_head(name, m, before)]
     macs, _ = tp.utils.count_ops_and_params(model, example)
     pruner = tp.pruner.BasePruner(
