@@ -87,7 +87,7 @@ def run(archive: str, goal: float, tmp_path: Path) -> dict[str, Any]:
     return prune_job(archive, {"target_speedup": goal}, str(tmp_path / "out.pt2"), latency=latency)
 
 
-def honest(line: Any, number: int, gone: Tensor, effort: Any) -> float:
+def honest(line: Any, gone: Tensor, effort: Any) -> float:
     """A whole model that is as fast as its layers say."""
     costs = stairs_of(line.plan)
     return costs.of(line.plan.cut(torch.zeros_like(gone))) / costs.of(line.plan.cut(gone))
@@ -124,12 +124,29 @@ def test_a_lucky_glance_is_measured_again_and_corrected(
 ) -> None:
     monkeypatch.setattr(_cost, "measured", stairs)
 
-    def lucky(line: Any, number: int, gone: Tensor, effort: Any) -> float:
-        return honest(line, number, gone, effort) * (1.0 if effort is _speed.CAREFUL else 1.5)
+    def lucky(line: Any, gone: Tensor, effort: Any) -> float:
+        return honest(line, gone, effort) * (1.0 if effort is _speed.CAREFUL else 1.5)
 
     monkeypatch.setattr(_speed._Line, "speed", lucky)
     said = run(archive, 2.0, tmp_path)["notes"][0]
     assert float(said.split()[0]) >= 2.0 * (1 - _speed.SLACK)
+
+
+def test_a_step_that_gains_nothing_in_whole_models_is_taken_back(
+    archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the two layers, the one that seems to gain most does not: the goal is reached through the other."""
+    monkeypatch.setattr(_cost, "measured", stairs)
+
+    def false_promise(line: Any, gone: Tensor, effort: Any) -> float:
+        group = next(g for g in line.plan.groups if "a" in g.layers)
+        return 1.0 if gone[group.members].any() else honest(line, gone, effort)
+
+    monkeypatch.setattr(_speed._Line, "speed", false_promise)
+    report = run(archive, 1.45, tmp_path)
+    channels = {row["layer"]: row["channels"][1] for row in report["table"]}
+    assert channels["a"] == 32
+    assert channels["b"] <= 16
 
 
 def test_a_speed_that_no_width_gives_is_refused_with_what_could_be(

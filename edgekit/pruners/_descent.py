@@ -24,10 +24,16 @@ LEAST = 0.125  # of a group's channels that stay
 
 @dataclass
 class Descent:
-    """Ever smaller models: for each, which bundles go, and the predicted time as a share of the original's."""
+    """Ever smaller models, from the whole one on.
+
+    Attributes:
+        gone: Which bundles go, bool (bundles,) each. predicted: The cost as a share of the whole model's.
+        steps: The group that was cut last, and the width that it had before.
+    """
 
     gone: list[Tensor]
     predicted: list[float]
+    steps: list[tuple[int, int]]
 
 
 def widths(count: int, *, fine: bool = False) -> list[int]:
@@ -139,7 +145,7 @@ def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[lis
     at = [0] * len(steps)
     kept = [s[0] for s in steps]
     now = whole = ledger.total(kept)
-    path = Descent([gone_of(plan, ledger.order, kept)], [1.0])
+    path = Descent([gone_of(plan, ledger.order, kept)], [1.0], [(-1, 0)])
     while now > whole * floor:
         best: tuple[float, int, int, float] | None = None
         for g, choices in enumerate(steps):
@@ -152,6 +158,7 @@ def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[lis
             break
         _, g, place, change = best
         now += change
+        path.steps.append((g, kept[g]))
         at[g], kept[g] = place, steps[g][place]
         path.gone.append(gone_of(plan, ledger.order, kept))
         path.predicted.append(now / whole)

@@ -3,7 +3,8 @@
 Layers are costed alone (:mod:`edgekit.pruners._cost`); channels then go, group by group, to
 whichever measured width saves most time for what it costs in output. The path of ever smaller
 models is searched for the one that reaches the goal by measuring whole models against the
-original, interleaved, as the line will build them.
+original, interleaved, as the line will build them. Where none does, the step that gained least of
+what its layers alone had promised is taken back, and the path is made anew without it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ from edgekit.pruners._sensitivity import disturbances
 from edgekit.target import Target
 
 SLACK = 0.03  # a goal counts as reached this far below it: what a short measurement can't tell apart
-TRIALS, CHECKS = 6, 3
+TRIALS, CHECKS, PATHS = 6, 3, 4
+EMPTY = 0.05  # a step is empty where whole models gain so much less than was predicted
 GLANCE = {"pairs": 4, "max_pairs": 6, "budget_s": 40, "precision": 0.02}  # [measure] of a candidate
 CAREFUL = {"pairs": 12, "max_pairs": 20, "budget_s": 90, "precision": 0.015}  # and of the one that is returned
 CALIBRATION = 64  # samples of a candidate's ranges, which its speed does not depend on
@@ -56,17 +59,35 @@ def choose(
         Bool (bundles,), the measured speed-up, and notes.
 
     Raises:
-        InputError: No width that was tried reaches the goal; says what could be reached.
+        InputError: No model that was tried reaches the goal; says what could be reached.
     """
     target = Target.model_validate(latency["target"])
     precision = str(latency.get("precision", "fp32"))
     steps = [widths(len(group.members)) for group in plan.groups]
     costs = _Costs(plan, steps, target, precision)
     losses = disturbances(plan, steps, order_of(plan), samples(plan, module, calibration))
-    path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
+    best = 0.0
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         line = _Line(plan, target, precision, Path(folder), calibration)
-        return _searched(plan, path, goal, line)
+        for _ in range(PATHS):
+            path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
+            number, speeds = _searched(path, goal, line)
+            if speeds[number] >= goal * (1 - SLACK):
+                return path.gone[number], speeds[number], [_told(path, speeds)]
+            best = max(best, *speeds.values())
+            if (empty := _empty_step(path, speeds, line)) is None:
+                break
+            group, before = path.steps[empty]
+            steps[group] = [width for width in steps[group] if width >= before]
+    raise InputError(
+        f"the goal of {goal:.2f} times as fast can't be reached: {best:.2f} was measured at most",
+        remedy=f"ask for at most {best:.2f}, protect fewer layers, or choose a smaller model",
+    )
+
+
+def _told(path: Descent, speeds: Mapping[int, float]) -> str:
+    each = (f"{speeds[i]:.2f}x measured where {1 / path.predicted[i]:.2f}x was predicted" for i in sorted(speeds))
+    return f"whole models: {'; '.join(each)}"
 
 
 class _Costs:
@@ -137,24 +158,25 @@ class _Line:
     def __init__(self, plan: Plan, target: Target, precision: str, folder: Path, calibration: Any) -> None:
         self.plan, self.target, self.precision, self.folder = plan, target, precision, folder
         self.calibration = calibration
-        self.built: dict[int, Path] = {}
+        self.built: dict[bytes, Path] = {}
 
-    def speed(self, number: int, gone: Tensor, effort: Mapping[str, Any]) -> float:
-        """The measured speed-up of one model of the path over the original."""
+    def speed(self, gone: Tensor, effort: Mapping[str, Any]) -> float:
+        """The measured speed-up over the original of the model without these bundles."""
         from edgekit.measure import Row, measure_rows
         from edgekit.recipe import MeasureSection
 
-        pair = (("original", 0, none_of(self.plan)), ("pruned", number, gone))
-        rows = [Row(id=name, artifact=self._build(n, g), backend=self.target.backend) for name, n, g in pair]
+        pair = {"original": none_of(self.plan), "pruned": gone}
+        rows = [Row(id=name, artifact=self._build(g), backend=self.target.backend) for name, g in pair.items()]
         return float(measure_rows(rows, self.target, MeasureSection(**effort))[1].speedup or 0.0)
 
-    def _build(self, number: int, gone: Tensor) -> Path:
-        if number in self.built:
-            return self.built[number]
+    def _build(self, gone: Tensor) -> Path:
+        key = gone.numpy().tobytes()
+        if key in self.built:
+            return self.built[key]
         from edgekit.exported import save
 
         pruned, _ = rewrite(self.plan.analysis.module, self.plan.analysis, self.plan.cut(gone))
-        stem = self.folder / str(number)
+        stem = self.folder / str(len(self.built))
         save(pruned, f"{stem}.pt2")
         self._call("edgekit.exporting:export_job", model=f"{stem}.pt2", settings={}, out=f"{stem}.onnx")
         self._call("edgekit.exporting:simplify_job", model=f"{stem}.onnx", out=f"{stem}.simple.onnx")
@@ -174,39 +196,50 @@ class _Line:
         made = self._call(
             "edgekit.backends:compile_job", model=source, target=self.target.model_dump(mode="json"), out=f"{stem}.out"
         )
-        self.built[number] = Path(f"{stem}.out") / made["path"]
-        return self.built[number]
+        self.built[key] = Path(f"{stem}.out") / made["path"]
+        return self.built[key]
 
     def _call(self, job: str, **arguments: Any) -> Any:
         return child.call(job, **arguments)
 
 
-def _searched(plan: Plan, path: Descent, goal: float, line: _Line) -> tuple[Tensor, float, list[str]]:
+def _searched(path: Descent, goal: float, line: _Line) -> tuple[int, dict[int, float]]:
     """The first model of the path that reaches the goal: found by a few short measurements, then measured well.
 
     Where the long measurement denies the goal, the search goes on behind that model.
 
-    Raises:
-        InputError: No model that was tried reaches the goal.
+    Returns:
+        The model's number, and the speed-up of each that was measured; the last such one where none reaches the goal.
     """
     last = len(path.gone) - 1
-    tried = _approached(path, goal, line)
-    number = min((i for i, speed in tried.items() if speed >= goal * (1 - SLACK)), default=max(tried, default=last))
-    sure: dict[int, float] = {}
+    speeds = _approached(path, goal, line)
+    number = min((i for i, speed in speeds.items() if speed >= goal * (1 - SLACK)), default=max(speeds, default=last))
     for _ in range(CHECKS):
-        sure[number] = line.speed(number, path.gone[number], CAREFUL)
-        if sure[number] >= goal * (1 - SLACK) or number == last:
+        speeds[number] = line.speed(path.gone[number], CAREFUL)
+        if speeds[number] >= goal * (1 - SLACK) or number == last:
             break
-        wanted = goal / sure[number] / path.predicted[number]
+        wanted = goal / speeds[number] / path.predicted[number]
         number = next((i for i in range(number + 1, last) if 1 / path.predicted[i] >= wanted), last)
-    if sure[number] < goal * (1 - SLACK):
-        best = max(sure.values())
-        raise InputError(
-            f"the goal of {goal:.2f} times as fast can't be reached: {best:.2f} was measured at the smallest widths",
-            remedy=f"ask for at most {best:.2f}, protect fewer layers, or choose a smaller model",
-        )
-    spoken = [f"{tried[i]:.2f}x measured where {1 / path.predicted[i]:.2f}x was predicted" for i in sorted(tried)]
-    return path.gone[number], sure[number], [f"whole models: {'; '.join(spoken)}"] if spoken else []
+    return number, speeds
+
+
+def _empty_step(path: Descent, speeds: Mapping[int, float], line: _Line) -> int | None:
+    """The step whose predicted gain whole models show least of, narrowed down by measuring; None where all show it."""
+    known = {0: 1.0, **speeds}
+
+    def missing(ends: tuple[int, int]) -> float:
+        before, after = ends
+        return path.predicted[before] / path.predicted[after] * known[before] / known[after]
+
+    widest = max(pairwise(sorted(known)), key=missing, default=None)
+    if widest is None or missing(widest) < 1 + EMPTY:
+        return None
+    low, high = widest
+    while high - low > 1:
+        middle = (low + high) // 2
+        known[middle] = line.speed(path.gone[middle], GLANCE)
+        low, high = max((low, middle), (middle, high), key=missing)
+    return high
 
 
 def _approached(path: Descent, goal: float, line: _Line) -> dict[int, float]:
@@ -222,7 +255,7 @@ def _approached(path: Descent, goal: float, line: _Line) -> dict[int, float]:
             guess = min(max(guess, low + 1), high - 1, last)
             if guess <= low or guess in tried:
                 break
-            tried[guess] = line.speed(guess, path.gone[guess], GLANCE)
+            tried[guess] = line.speed(path.gone[guess], GLANCE)
             advance(1)
             factor = max((tried[guess] - 1) / max(1 / path.predicted[guess] - 1, 1e-6), 0.05)
             low, high = (low, guess) if tried[guess] >= goal * (1 - SLACK) else (guess, high)
