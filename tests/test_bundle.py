@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import record_maker as make
 from click.testing import CliRunner
@@ -23,6 +24,7 @@ from edgekit import backends, bundle, result, runner, target
 from edgekit.cli import cli
 from edgekit.errors import InputError, StageError, UnavailableError
 from edgekit.pipeline import golden
+from edgekit.quantizers import quantize_job
 
 RUNNER = Path(runner.__file__).parent
 
@@ -366,6 +368,25 @@ def test_the_device_compiles_where_it_must(root: Path, tmp_path: Path) -> None:
     assert manifest["run"]["options"]["workspace_mb"] == 2048
     assert manifest["golden"]["tolerance"] == golden.TOLERANCE[True, True]
     assert (place / "edgekit_tensorrt.py").is_file()
+
+
+def test_a_model_in_bfloat16_has_golden_outputs_too(tmp_path: Path) -> None:
+    """ONNX Runtime's CPU kernels know no bfloat16: a float copy of the model gives them."""
+    net = make.model(tmp_path / "n.onnx")
+    half = tmp_path / "half.onnx"
+    aim = target.load_target("jetson-orin-nano")
+    quantize_job(str(net), str(half), None, aim.model_dump(mode="json"), {"method": "bf16"})
+    rec = tmp_path / "rec"
+    rec.mkdir()
+    make.record(rec, [make.row(rec, "bf16", aim, half)])
+    place = bundle.bundle(rec, "jetson-orin-nano", out=tmp_path / "b")
+    assert (place / "model.onnx").read_bytes() == half.read_bytes()
+    with np.load(place / "golden.npz") as file:
+        (given,) = [file[key] for key in file if key.startswith("in:")]
+        (found,) = [file[key] for key in file if key.startswith("out:")]
+    (exact,) = onnxruntime.InferenceSession(str(net)).run(None, {"image": given})
+    np.testing.assert_allclose(found, exact, atol=0.02 * np.abs(exact).max())
+    assert not np.array_equal(found, exact)
 
 
 def rows(*triples: tuple[str, float, float | None, int]) -> dict[str, Any]:

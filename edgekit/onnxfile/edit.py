@@ -331,6 +331,25 @@ def without_inferable(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
+def without_bfloat16(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model (changed in place) that computes in float32 what it says in bfloat16: its weights stay rounded."""
+    from onnx import TensorProto, numpy_helper
+
+    def widened(tensor: onnx.TensorProto) -> None:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+
+    for tensor in proto.graph.initializer:
+        widened(tensor)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            widened(attribute.t)
+            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+    del proto.graph.value_info[:]
+    return proto
+
+
 def restore_notes(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     """Give a rewritten graph the notes of the one it came from, node by node by the values they make."""
     notes = {name: node.metadata_props for node in before.graph.node for name in node.output if name}

@@ -84,7 +84,8 @@ def golden_job(
 
     aim = Target.model_validate(target)
     opened = evaluate.plain_target() if backend == "onnx" else aim
-    session = backends.load(opened.backend).open_model(Path(artifact), opened)
+    model = _runnable(Path(artifact), Path(out)) if backend == "onnx" else Path(artifact)
+    session = backends.load(opened.backend).open_model(model, opened)
     feeds = _read(inputs, session.inputs) if inputs else _noise(session.inputs)
     outputs = backends.run_batched(session, feeds)
     _check(outputs, session.outputs)
@@ -99,6 +100,21 @@ def golden_job(
         "tolerance": _tolerance(session, feeds, outputs, TOLERANCE[integer, backend != aim.backend]),
         "options": _options(Path(artifact), aim),
     }
+
+
+def _runnable(model: Path, out: Path) -> Path:
+    """The model, or beside ``out`` a float32 copy of one in bfloat16, which ONNX Runtime has no CPU kernels for."""
+    import onnx
+
+    from edgekit import onnxfile
+    from edgekit.onnxfile import edit
+
+    proto = onnxfile.read_model(model)
+    if not any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in proto.graph.initializer):
+        return model
+    copy = out.with_suffix(".float.onnx")
+    onnxfile.write_model(edit.without_bfloat16(proto), copy)
+    return copy
 
 
 def _read(path: str, ports: Sequence[Port]) -> dict[str, Array]:
