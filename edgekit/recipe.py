@@ -156,7 +156,9 @@ class QuantizeSection(Section):
         block: Values of a weight that share a scale, for ``weight_only``.
         clusters: Values that a weight may take, for ``clustered``.
         layers: Only these layers (``fnmatch`` patterns), for ``clustered`` and ``binary``.
-        train: Training of ``qat``.
+        finetune: Train the quantized graph, as ``train`` says; None: with ``qat`` alone. For ``static``, ``clustered``
+            and ``binary`` too.
+        train: How that is done.
     """
 
     method: str = "auto"
@@ -167,12 +169,24 @@ class QuantizeSection(Section):
     block: Literal[16, 32, 64, 128, 256] = 32
     clusters: int = Field(16, ge=2, le=256)
     layers: tuple[str, ...] = ()
+    finetune: bool | None = None
     train: FinetuneSection = FinetuneSection()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the quantized graph is trained."""
+        return self.method == "qat" if self.finetune is None else self.finetune
 
     @field_validator("method")
     @classmethod
     def _as_the_file_is_named(cls, value: str) -> str:
         return value if value.endswith(".py") else value.replace("-", "_")
+
+    @model_validator(mode="after")
+    def _can_be_trained(self) -> QuantizeSection:
+        if self.finetune and self.method in ("dynamic", "weight_only", "fp16", "bf16"):
+            raise ValueError(f"finetune = true: what '{self.method}' makes can't be trained")
+        return self
 
 
 class Preprocess(Section):

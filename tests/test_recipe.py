@@ -8,6 +8,7 @@ import pytest
 
 from edgekit.errors import InputError
 from edgekit.pipeline.routes import routes_of
+from edgekit.pipeline.stages import takes_part
 from edgekit.recipe import Recipe, load_recipe
 
 GOOD = """
@@ -94,6 +95,15 @@ def test_routes_put_the_untouched_model_first(tmp_path: Path) -> None:
     assert small.prune.ratio == 0.5
     assert small.quantize is not None
     assert small.quantize.method == "static"
+
+
+def test_finetune_makes_a_stage_of_training(tmp_path: Path) -> None:
+    text = GOOD.replace('quantize = "static"', 'quantize = { method = "clustered", finetune = true }')
+    small = routes_of(recipe := _load(tmp_path, text))[1]
+    assert small.trains
+    assert takes_part("finetune", small, recipe)
+    with pytest.raises(InputError, match="what 'bf16' makes can't be trained"):
+        routes_of(_load(tmp_path, text.replace("clustered", "bf16")))
 
 
 @pytest.mark.parametrize(

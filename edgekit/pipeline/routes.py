@@ -55,7 +55,7 @@ class Route:
     @property
     def trains(self) -> bool:
         """Whether any of its stages needs training data."""
-        return self.recover is not None or (self.quantize is not None and self.quantize.method == "qat")
+        return self.recover is not None or (self.quantize is not None and self.quantize.trained)
 
 
 def routes_of(recipe: Recipe, targets: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> list[Route]:

@@ -7,7 +7,7 @@ the artifact before it. It returns the next artifact, or None where the route le
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgekit import child, machine, training, workload
 from edgekit.console import warn
@@ -15,7 +15,9 @@ from edgekit.errors import InputError, UnavailableError
 from edgekit.pipeline.routes import Route
 from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop, own_code, versions
 from edgekit.recipe import Recipe, TrainSection
+from edgekit.training import Kind
 
+CODEBOOKS = ("clustered", "binary")  # quantizers that leave noise where nothing is trained
 WEIGHTS_ALONE = ("magnitude", "l2", "bn_scale", "lamp")  # pruners that read no data
 
 
@@ -26,7 +28,7 @@ def takes_part(name: str, route: Route, recipe: Recipe) -> bool:
         "recover": route.recover is not None,
         "simplify": recipe.export.simplify,
         "quantize": route.quantize is not None,
-        "finetune": route.quantize is not None and route.quantize.method == "qat",
+        "finetune": route.quantize is not None and route.quantize.trained,
     }.get(name, True)
 
 
@@ -126,7 +128,8 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     settings = route.quantize.model_dump(mode="json")
     if settings["method"] == "qat":
         settings["method"] = "static"
-    training_settings = settings.pop("train")
+    training_settings, trained = settings.pop("train"), route.quantize.trained
+    settings["finetune"] = None  # a stage of its own, below
     target = route.target.model_dump(mode="json")
     validation = shop.split("validation")
     metric = shop.recipe.metric.model_dump(mode="json") if validation and validation.labelled else None
@@ -158,6 +161,7 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
             metric=metric,
             validation=str(validation.folder) if metric and validation else None,
             base=str(shop.recipe.base),
+            draft=trained and settings["method"] in CODEBOOKS,
         ),
     )
 
@@ -168,10 +172,10 @@ def _where_timed(route: Route) -> str | None:
 
 
 def finetune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
-    """Quantization-aware training of the very graph that ships (Q/DQ ONNX → Q/DQ ONNX)."""
-    if route.quantize is None or route.quantize.method != "qat":
+    """Quantization-aware training of the very graph that ships (ONNX → ONNX, of the same form)."""
+    if route.quantize is None or not route.quantize.trained:
         return None
-    return _train(shop, "qat", route.quantize.train, before)
+    return _train(shop, "codebook" if route.quantize.method in CODEBOOKS else "qat", route.quantize.train, before)
 
 
 def compile_model(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
@@ -195,7 +199,7 @@ def compile_model(shop: Workshop, route: Route, before: Artifact) -> Artifact | 
     )
 
 
-def _train(shop: Workshop, kind: Literal["recover", "qat"], settings: TrainSection, before: Artifact) -> Artifact:
+def _train(shop: Workshop, kind: Kind, settings: TrainSection, before: Artifact) -> Artifact:
     """Train ``before``, taught by the original; without a training split, on the calibration data."""
     recipe = shop.recipe
     recover = kind == "recover"

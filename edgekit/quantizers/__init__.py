@@ -183,8 +183,7 @@ def _onnx(source: Path, folder: Path, opset: int) -> Path:
         settings = ExportSection(opset=opset).model_dump(mode="json")
         child.call("edgekit.exporting:export_job", model=str(source), settings=settings, out=str(folder / "raw.onnx"))
         source = folder / "raw.onnx"
-    if text := child.call("edgekit.exporting:simplify_job", model=str(source), out=str(simple)).get("warning"):
-        console.warn(f"simplify: {text}")
+    child.call("edgekit.exporting:simplify_job", model=str(source), out=str(simple))
     return simple
 
 
@@ -207,6 +206,7 @@ def quantize_job(
     metric: dict[str, Any] | None = None,
     validation: str | None = None,
     base: str = "",
+    draft: bool = False,
 ) -> dict[str, Any]:
     """Quantize the ONNX file ``model`` into ``out``; meant for :func:`edgekit.child.call`.
 
@@ -215,6 +215,7 @@ def quantize_job(
         calibration, validation: Spool folders.
         target, settings, metric: A :class:`Target`, :class:`QuantizeSection` and :class:`MetricSection` as JSON.
         base: The recipe's folder.
+        draft: Training follows, elsewhere: what is noise so far is not refused.
 
     Returns:
         The report (JSON), as the quantizer wrote it.
@@ -229,11 +230,17 @@ def quantize_job(
         metric=MetricSection.model_validate(metric) if metric else None,
         validation=spool.read(validation) if validation else None,
         base=Path(base),
+        draft=draft,
     )
     graph = _graph.load(Path(model))
     if found := _graph.integer_operators(graph):
         return _as_it_is(Path(model), Path(out), found, graph.producer_name or "another tool")
-    done, report = rooms.load("quantizers", _method(graph, job), base=job.base).quantize(graph, job)
+    method = _method(graph, job)
+    room = rooms.load("quantizers", method, base=job.base)
+    if job.settings.finetune and method != "qat":
+        done, report = rooms.load("quantizers", "qat").trained(graph, job, method)
+    else:
+        done, report = room.quantize(graph, job)
     _graph.save(done, Path(out))
     return {**report, **_sizes(Path(model), Path(out))}
 

@@ -25,6 +25,7 @@ class Job:
         settings: The recipe's ``[quantize]``.
         metric, validation: What "as good" means, and on which labelled samples; None: signal-to-noise decides.
         base: The recipe's folder, for the user's own files.
+        draft: Training follows: what is noise so far is not refused.
     """
 
     calibration: Spool | None
@@ -33,6 +34,7 @@ class Job:
     metric: MetricSection | None = None
     validation: Spool | None = None
     base: Path = Path()
+    draft: bool = False
 
 
 class Quantizer(Protocol):

@@ -2,8 +2,8 @@
 
 The graph is compiled once into a list of calls; float weights are parameters, and a weight that is
 stored as integers behind a DequantizeLinear is a float parameter that is rounded on the way, with
-gradients straight through. After training the parameters go back into the same file: what was
-trained is what ships.
+gradients straight through; so is one of few bits behind a table. After training the parameters go
+back into the same file: what was trained is what ships.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from edgekit import onnxfile
 from edgekit.errors import EdgekitError, StageError
 from edgekit.quantizers import _torch_layers, _torch_math, _torch_moves
+from edgekit.quantizers._torch_codebook import Signs, chains
 from edgekit.quantizers._torch_integers import Kept, Rounding, grid_of, latent, narrowed
 from edgekit.quantizers._torch_node import Call, Node, read, unsupported
 
@@ -75,6 +76,7 @@ class TorchGraph(nn.Module):
         super().__init__()
         self.kept = nn.ModuleDict()
         self.roundings = nn.ModuleList()
+        self.signs = nn.ModuleList()
         self.names: dict[str, str] = {}  # constant of the file → its key in ``kept``
         self.logs: dict[str, nn.Parameter] = {}  # scale of the file → what is learned of it
         self._slots: dict[str, int] = {"": 0}
@@ -125,6 +127,8 @@ class TorchGraph(nn.Module):
         for kept in self.kept.values():
             if kept.factors and self.logs:
                 changed[kept.rounding.name] = kept.scale().detach().cpu().numpy()
+        for signs in self.signs:
+            changed |= signs.written()
         return changed
 
 
@@ -145,7 +149,10 @@ class _Compiler:
 
     def compile(self) -> None:
         """Fill the graph."""
+        unfolding = self.signs()
         for node in self.nodes:
+            if id(node) in unfolding:
+                continue
             if node.op == DEQUANTIZE:
                 self.dequantize(node)
             elif node.op == QUANTIZE:
@@ -157,6 +164,16 @@ class _Compiler:
         self.tie_biases()
         self.place_constants()
         self.place_steps()
+
+    def signs(self) -> set[int]:
+        """Make parameters of binary and ternary weights; the nodes that unfold them, which need not run."""
+        done: set[int] = set()
+        for chain in chains(self.nodes, self.constants, self.readers):
+            signs = Signs(chain, self.constants, self.floats)
+            self.graph.signs.append(signs)
+            self.graph._loads.append((self.graph.slot(chain.output), signs))
+            done |= {id(node) for node in chain.nodes}
+        return done
 
     def dequantize(self, node: Node) -> None:
         """A stored weight, the second half of a pair, or one that stands alone."""

@@ -2,7 +2,7 @@
 
 Rastegari et al., "XNOR-Net", ECCV 2016 (1 bit: the sign, times the mean magnitude); Li et al., "Ternary Weight
 Networks", 2016 (2 bits: zero below 0.7 of the mean magnitude). A layer shrinks by 16 to 32 times and loses
-much, for the line has no stage that trains it: choose few layers. It runs as fast as before, in float.
+much unless it is trained (``finetune = true``): choose few layers. It runs as fast as before, in float.
 """
 
 from __future__ import annotations

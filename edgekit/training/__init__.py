@@ -30,6 +30,7 @@ from edgekit.store import write_json
 
 TIMEOUT_S = 7 * 24 * 3600.0
 RESULT = "result.json"
+Kind = Literal["recover", "qat", "codebook"]
 LAUNCHER = "EDGEKIT_LAUNCHER"  # the process that runs torchrun: the training processes end with it
 
 
@@ -38,7 +39,7 @@ class TrainJob:
     """One training, as JSON: what a process of its own needs to do it.
 
     Attributes:
-        kind: ``recover`` (fine-tune a pruned model) or ``qat`` (fine-tune a Q/DQ graph).
+        kind: ``recover`` (fine-tune a pruned model), ``qat`` (a Q/DQ graph) or ``codebook`` (weights of few values).
         student: The model to train: a ``.pt2`` that :mod:`edgekit.exported` saved, or a Q/DQ ``.onnx``.
         out: Where the trained model goes, of the student's kind.
         scratch: A folder for checkpoints; a killed run that finds its own there goes on from it.
@@ -53,7 +54,7 @@ class TrainJob:
         base: The recipe's folder: a user's loss or metric file starts there.
     """
 
-    kind: Literal["recover", "qat"]
+    kind: Kind
     student: str
     out: str
     scratch: str

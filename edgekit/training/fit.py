@@ -29,7 +29,7 @@ class Task:
     """What :func:`fit` trains, on what, and what counts as better.
 
     Attributes:
-        kind: ``recover`` or ``qat``; chooses the default learning rate.
+        kind: ``recover``, ``qat`` or ``codebook``; chooses the default learning rate.
         student: ``forward(feeds) -> tuple of tensors``. It is trained in place and ends with the best weights.
         teacher: Likewise; None where nothing is distilled.
         train, validation: The data; without validation the last epoch is kept.
