@@ -4,7 +4,8 @@
 
 DIR holds cifar10-train.tar, cifar10-test.tar and resnet20-cifar10.pt. The Q/DQ file is trained with 8-bit weights, and
 with its weights cut down to multiples of 16 first (what 4-bit rounding costs), with the scales as they are and
-learned; always taught by the float model alone, without labels. Accuracy is ONNX Runtime's on the 10,000 test images;
+learned; so are weights of few values (16 for each layer; signs, or −1, 0 and 1, in the last ten convolutions); always
+taught by the float model alone, without labels. Accuracy is ONNX Runtime's on the 10,000 test images;
 "agreement" is the share of them for which the torch run that was trained gives the same class. About 40 minutes.
 """
 
@@ -31,10 +32,15 @@ from edgekit import child, store  # noqa: E402
 from edgekit.quantizers._torch_graph import open_graph  # noqa: E402
 from edgekit.recipe import FinetuneSection, MetricSection  # noqa: E402
 from edgekit.target import load_target  # noqa: E402
-from edgekit.training import TrainJob, train  # noqa: E402
+from edgekit.training import Kind, TrainJob, train  # noqa: E402
 from edgekit.workload import spool  # noqa: E402
 
-HEAD = "| model | accuracy | points below float | agreement | training, s |\n| --- | --- | --- | --- | --- |"
+HEAD = "| model | accuracy | points below float | agreement | kB | training, s |\n| --- | --- | --- | --- | --- | --- |"
+FEW: dict[str, dict[str, Any]] = {
+    "16 values": {"method": "clustered", "clusters": 16},
+    "binary": {"method": "binary", "bits": 1},
+    "ternary": {"method": "binary", "bits": 2},
+}
 
 
 def main() -> None:
@@ -65,20 +71,12 @@ def run(data: Path, folder: Path, epochs: int, images: int, only: str) -> list[s
     for split, rows in parts.items():
         spooled([train_set[int(i)] for i in rows], folder / split)
     test = spool.read(spooled(list(cifar(data, "test")), folder / "test"))
-    static = folder / "static.onnx"
-    child.call(
-        "edgekit.quantizers:quantize_job",
-        model=str(model),
-        out=str(static),
-        calibration=str(folder / "calibration"),
-        target=load_target("x86-cpu").model_dump(mode="json"),
-        settings={"method": "static"},
-    )
+    static = quantized(model, folder / "static.onnx", {"method": "static"})
     rough = cut(static, folder / "rough.onnx", 16)
     reference = judge(model, test)[0]
-    table = [line("float", *judge(model, test), reference)]
+    table = [line("float", model, test, reference)]
     for student in (static, rough):
-        table.append(line(student.stem, *judge(student, test), reference))
+        table.append(line(student.stem, student, test, reference))
         for learn_scales in (False, True):
             title = f"{student.stem} + QAT{', scales learned' if learn_scales else ''}"
             if only not in title:
@@ -86,9 +84,34 @@ def run(data: Path, folder: Path, epochs: int, images: int, only: str) -> list[s
             start = time.monotonic()
             out = finetuned(student, model, folder, epochs, learn_scales)
             seconds = time.monotonic() - start
-            table.append(line(title, *judge(out, test), reference, seconds))
+            table.append(line(title, out, test, reference, seconds))
             print(table[-1], flush=True)
+    convolutions = [node.name for node in onnx.load(model).graph.node if node.op_type == "Conv"]
+    for title, settings in FEW.items():
+        if only not in title:
+            continue
+        chosen = {} if settings["method"] == "clustered" else {"layers": convolutions[-10:]}
+        student = quantized(model, folder / f"{title}.onnx", {**settings, **chosen})
+        start = time.monotonic()
+        out = finetuned(student, model, folder, epochs, False, "codebook")
+        seconds = time.monotonic() - start
+        table += [line(title, student, test, reference), line(f"{title}, trained", out, test, reference, seconds)]
+        print(*table[-2:], sep="\n", flush=True)
     return table
+
+
+def quantized(model: Path, out: Path, settings: dict[str, Any]) -> Path:
+    """The model, quantized as the recipe's line does ahead of training."""
+    child.call(
+        "edgekit.quantizers:quantize_job",
+        model=str(model),
+        out=str(out),
+        calibration=str(model.parent / "calibration"),
+        target=load_target("x86-cpu").model_dump(mode="json"),
+        settings=settings,
+        draft=True,
+    )
+    return out
 
 
 def cut(model: Path, out: Path, step: int) -> Path:
@@ -103,11 +126,11 @@ def cut(model: Path, out: Path, step: int) -> Path:
     return out
 
 
-def finetuned(student: Path, teacher: Path, folder: Path, epochs: int, learn_scales: bool) -> Path:
-    """Train a Q/DQ file as the recipe's line does, in processes of its own."""
+def finetuned(student: Path, teacher: Path, folder: Path, epochs: int, learn_scales: bool, kind: Kind = "qat") -> Path:
+    """Train a quantized file as the recipe's line does, in processes of its own."""
     out = folder / f"{student.stem}-{learn_scales}.onnx"
     job = TrainJob(
-        kind="qat",
+        kind=kind,
         student=str(student),
         teacher=str(teacher),
         weights=str(teacher),
@@ -137,10 +160,12 @@ def judge(model: Path, test: spool.Spool) -> tuple[float, float]:
     return right / test.samples, same / test.samples
 
 
-def line(title: str, accuracy: float, agreement: float, reference: float, seconds: float | None = None) -> str:
+def line(title: str, model: Path, test: spool.Spool, reference: float, seconds: float | None = None) -> str:
     """A row of the table."""
+    accuracy, agreement = judge(model, test)
     took = "" if seconds is None else f"{seconds:.0f}"
-    return f"| {title} | {accuracy:.4f} | {100 * (reference - accuracy):+.2f} | {agreement:.4f} | {took} |"
+    size = model.stat().st_size / 1000
+    return f"| {title} | {accuracy:.4f} | {100 * (reference - accuracy):+.2f} | {agreement:.4f} | {size:.0f} | {took} |"
 
 
 if __name__ == "__main__":
