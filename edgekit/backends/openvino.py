@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -200,7 +199,6 @@ def _port(port: Any) -> Port:
 
 
 def _runtime() -> Any:
-    os.environ["OPENVINO_TELEMETRY_DISABLE"] = "1"
     try:
         import openvino
     except ModuleNotFoundError as error:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -13,7 +12,6 @@ Run = Callable[[Feeds], List[Any]]
 
 def open_model(path: Path, run: Dict[str, Any]) -> Run:
     """Load the model as it was measured: the same device, precision and threads."""
-    os.environ["OPENVINO_TELEMETRY_DISABLE"] = "1"
     import openvino
 
     core = openvino.Core()
