@@ -88,7 +88,8 @@ def cli_page() -> str:
 
 
 def _help(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    width = {"terminal_width": 100, "max_content_width": 100}
+    context = click.Context(command, info_name=name, help_option_names=["-h", "--help"], **width)
     return f"```text\n{command.get_help(context)}\n```\n"
 
 

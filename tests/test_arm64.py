@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import record_maker as make
-from test_deploy import Server, config, keys, tools  # noqa: F401 (keys is a fixture)
+import ssh_servers
 
 from edgekit import bundle, deploy, result, target
 
@@ -64,28 +64,27 @@ def test_no_latency_is_told(bundles: dict[str, Path]) -> None:
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="the OpenSSH client is not installed")
 def test_deployed_over_ssh_it_proves_numerics_and_no_number_is_recorded(
     bundles: dict[str, Path],
-    keys: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     """A device whose Python is an ARM64 one: preflight, transfer, check and bench all run inside the emulator."""
-    path = tools(tmp_path / "bin", None)
+    (tmp_path / "keys").mkdir()
+    keys = ssh_servers.keys(tmp_path / "keys")
+    device = ssh_servers.device(tmp_path, None)
     root = Path(FOLDER) / "root"
     for name, text in {
         "python3": f'PYTHONPATH={FOLDER}/site exec {QEMU} -L {root} {root}/usr/bin/python3.11 "$@"',
         "uname": '[ "$1" = -m ] && echo aarch64 || echo 6.6.0',
     }.items():
-        (path / name).unlink(missing_ok=True)
-        (path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (path / name).chmod(0o755)
-    (tmp_path / "home").mkdir()
-    device = Server(tmp_path / "home", path, keys / "user", keys / "host")
-    device.start()
+        (device.path / name).unlink(missing_ok=True)
+        (device.path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (device.path / name).chmod(0o755)
+    server = ssh_servers.Asyncssh(device, keys)
     rec = shutil.copytree(bundles["int8"].parent / "rec", tmp_path / "rec")
     try:
-        settings = config(tmp_path, keys, device.port)
+        settings = ssh_servers.config(tmp_path, keys, server.port)
         (outcome,) = deploy.deploy(bundles["int8"], ["device"], ssh_config=settings, seconds=0.1, results=rec)
     finally:
-        device.stop()
+        server.stop()
     assert (outcome.status, outcome.reason) == ("ok", "")
     assert outcome.check is not None
     assert outcome.check["device"]["arch"] == "aarch64"

@@ -150,9 +150,9 @@ def test_a_runtime_that_crashes_midway_costs_its_row_and_its_samples_are_marked(
 
 def test_a_runtime_that_hangs_is_ended(fake: Any, one_thread: Target) -> None:
     rows = [fake("reference", ms=0.3), fake("hangs", hang=True)]
-    reference, hung = measure_rows(rows, one_thread, SHORT, timeout_s=3)
+    reference, hung = measure_rows(rows, one_thread, SHORT, timeout_s=12)  # a busy machine takes seconds to import
     assert (reference.status, hung.status) == ("ok", "failed")
-    assert "limit of 3 s" in hung.reason
+    assert "limit of 12 s" in hung.reason
 
 
 def test_what_can_not_run_is_unavailable_with_its_reason(fake: Any, one_thread: Target) -> None:
