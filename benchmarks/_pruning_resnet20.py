@@ -83,9 +83,11 @@ def run(variants: list[dict[str, Any]], **settings: Any) -> dict[str, dict[str, 
     return {row["variant"]: row for row in rows}
 
 
-def accuracy(epochs: int, precision: str = "fp32", parameters: float | None = None) -> None:
+def accuracy(epochs: int, precision: str = "fp32", parameters: float | None = None, inner: float | None = None) -> None:
     """Print what is left of the accuracy, the file and the time, in ONNX Runtime: pruned, and pruned and quantized."""
-    goal = {"target_macs": SHARE} if parameters is None else {"target_parameters": parameters}
+    goal: dict[str, Any] = {"target_macs": SHARE} if parameters is None else {"target_parameters": parameters}
+    if inner is not None:
+        goal = {"ratio": 0.0, "ratios": {"layer3.*.conv1": inner}}
     pruned: dict[str, Any] = {"prune": goal, "recover": {"epochs": epochs, "precision": precision}}
     rows = run(
         [{"name": "fp32"}, {"name": "pruned", **pruned}, {"name": "pruned-int8", **pruned, "quantize": "static"}]

@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the ResNet-20's recovery")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the ResNet-20's recovery")
     parser.add_argument("--parameters", type=float, help="of the ResNet-20 that stay; else 1/1.98 of its multiply-adds")
+    parser.add_argument("--inner", type=float, help="of the channels inside the ResNet-20's last blocks that go, alone")
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--widths", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--equal", action="store_true")
@@ -206,7 +207,7 @@ def main() -> None:
         if options.seeds:
             _pruning_accuracy.table(options.seeds)
         epochs = 10 if options.epochs is None else options.epochs
-        _pruning_resnet20.accuracy(epochs, options.precision, options.parameters)
+        _pruning_resnet20.accuracy(epochs, options.precision, options.parameters, options.inner)
     elif options.speed:
         _pruning_resnet20.speed(options.speed)
     elif options.widths:
