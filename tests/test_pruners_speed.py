@@ -149,6 +149,21 @@ def test_a_step_that_gains_nothing_in_whole_models_is_taken_back(
     assert channels["b"] <= 16
 
 
+def test_a_step_too_long_is_partly_undone(archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first cut of a group costs nearly all that its narrowest width does, so one step goes far beyond the goal."""
+
+    def linear(specs: Any, target: Any, precision: str) -> dict[Any, float]:
+        return {s: float(s[2][0] * s[2][1]) if s[0] == "conv" else 0.01 for s in specs}
+
+    monkeypatch.setattr(_cost, "measured", linear)
+    losses = lambda plan, steps, *_: [[0.0, *(1 + i / 100 for i in range(1, len(s)))] for s in steps]  # noqa: E731
+    monkeypatch.setattr(_speed, "disturbances", losses)
+    monkeypatch.setattr(_speed._Line, "speed", honest)
+    report = run(archive, 1.2, tmp_path)
+    found = float(report["notes"][0].split()[0])
+    assert 1.2 * (1 - _speed.SLACK) <= found <= 1.2 * 1.15  # it was 2
+
+
 def test_a_speed_that_no_width_gives_is_refused_with_what_could_be(
     archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,10 @@ def choose(
             path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
             number, speeds = _searched(path, goal, line)
             if speeds[number] >= goal * (1 - SLACK):
-                return path.gone[number], speeds[number], [_told(path, speeds)]
+                share = path.predicted[number] * speeds[number] / goal  # at which the goal is met, as was measured
+                finer = descend(plan, steps, costs.ledger, losses, share).gone[-1]
+                gone, speed = _wider(path.gone[number], speeds[number], finer, goal, line)
+                return gone, speed, [_told(path, speeds)]
             best = max(best, *speeds.values())
             if (empty := _empty_step(path, speeds, line)) is None:
                 break
@@ -221,6 +224,13 @@ def _searched(path: Descent, goal: float, line: _Line) -> tuple[int, dict[int, f
         wanted = goal / speeds[number] / path.predicted[number]
         number = next((i for i in range(number + 1, last) if 1 / path.predicted[i] >= wanted), last)
     return number, speeds
+
+
+def _wider(gone: Tensor, speed: float, finer: Tensor, goal: float, line: _Line) -> tuple[Tensor, float]:
+    """Instead of a model that a long step took past the goal, one with groups widened again, if that holds it."""
+    if speed > goal * (1 + SLACK) and (found := line.speed(finer, CAREFUL)) >= goal * (1 - SLACK):
+        return finer, found
+    return gone, speed
 
 
 def _empty_step(path: Descent, speeds: Mapping[int, float], line: _Line) -> int | None:
