@@ -73,7 +73,8 @@ def choose(
             path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
             number, speeds = _searched(path, goal, line)
             if speeds[number] >= goal * (1 - SLACK):
-                share = path.predicted[number] * speeds[number] / goal  # at which the goal is met, as was measured
+                # the share at which the goal is met with some to spare, by what was measured of this model
+                share = path.predicted[number] * speeds[number] / (goal * (1 + SLACK))
                 finer = descend(plan, steps, costs.ledger, losses, share).gone[-1]
                 gone, speed = _wider(path.gone[number], speeds[number], finer, goal, line)
                 return gone, speed, [_told(path, speeds)]
