@@ -381,6 +381,7 @@ def test_a_model_in_bfloat16_has_golden_outputs_too(tmp_path: Path) -> None:
     make.record(rec, [make.row(rec, "bf16", aim, half)])
     place = bundle.bundle(rec, "jetson-orin-nano", out=tmp_path / "b")
     assert (place / "model.onnx").read_bytes() == half.read_bytes()
+    assert [path.name for path in place.glob("*.onnx")] == ["model.onnx"]  # the copy does not travel
     with np.load(place / "golden.npz") as file:
         (given,) = [file[key] for key in file if key.startswith("in:")]
         (found,) = [file[key] for key in file if key.startswith("out:")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,9 @@ def golden_job(
 
     aim = Target.model_validate(target)
     opened = evaluate.plain_target() if backend == "onnx" else aim
-    model = _runnable(Path(artifact), Path(out)) if backend == "onnx" else Path(artifact)
-    session = backends.load(opened.backend).open_model(model, opened)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        model = _runnable(Path(artifact), Path(folder)) if backend == "onnx" else Path(artifact)
+        session = backends.load(opened.backend).open_model(model, opened)
     feeds = _read(inputs, session.inputs) if inputs else _noise(session.inputs)
     outputs = backends.run_batched(session, feeds)
     _check(outputs, session.outputs)
@@ -102,8 +104,8 @@ def golden_job(
     }
 
 
-def _runnable(model: Path, out: Path) -> Path:
-    """The model, or beside ``out`` a float32 copy of one in bfloat16, which ONNX Runtime has no CPU kernels for."""
+def _runnable(model: Path, folder: Path) -> Path:
+    """The model, or in ``folder`` a float32 copy of one in bfloat16, which ONNX Runtime has no CPU kernels for."""
     import onnx
 
     from edgekit import onnxfile
@@ -112,7 +114,7 @@ def _runnable(model: Path, out: Path) -> Path:
     proto = onnxfile.read_model(model)
     if not any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in proto.graph.initializer):
         return model
-    copy = out.with_suffix(".float.onnx")
+    copy = folder / "float.onnx"
     onnxfile.write_model(edit.without_bfloat16(proto), copy)
     return copy
 
