@@ -177,6 +177,11 @@ class QuantizeSection(Section):
         """Whether the quantized graph is trained."""
         return self.method == "qat" if self.finetune is None else self.finetune
 
+    @property
+    def training_kind(self) -> Literal["qat", "codebook"]:
+        """Of :class:`edgekit.training.TrainJob`: of weights of few values, which are noise before, or of Q/DQ."""
+        return "codebook" if self.method in ("clustered", "binary") else "qat"
+
     @field_validator("method")
     @classmethod
     def _as_the_file_is_named(cls, value: str) -> str:

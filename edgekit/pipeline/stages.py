@@ -17,7 +17,6 @@ from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop, own_code,
 from edgekit.recipe import Recipe, TrainSection
 from edgekit.training import Kind
 
-CODEBOOKS = ("clustered", "binary")  # quantizers that leave noise where nothing is trained
 WEIGHTS_ALONE = ("magnitude", "l2", "bn_scale", "lamp")  # pruners that read no data
 
 
@@ -128,8 +127,9 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     settings = route.quantize.model_dump(mode="json")
     if settings["method"] == "qat":
         settings["method"] = "static"
-    training_settings, trained = settings.pop("train"), route.quantize.trained
+    training_settings = settings.pop("train")
     settings["finetune"] = None  # a stage of its own, below
+    draft = route.quantize.trained and route.quantize.training_kind == "codebook"
     target = route.target.model_dump(mode="json")
     validation = shop.split("validation")
     metric = shop.recipe.metric.model_dump(mode="json") if validation and validation.labelled else None
@@ -161,7 +161,7 @@ def quantize(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
             metric=metric,
             validation=str(validation.folder) if metric and validation else None,
             base=str(shop.recipe.base),
-            draft=trained and settings["method"] in CODEBOOKS,
+            draft=draft,
         ),
     )
 
@@ -175,7 +175,7 @@ def finetune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     """Quantization-aware training of the very graph that ships (ONNX → ONNX, of the same form)."""
     if route.quantize is None or not route.quantize.trained:
         return None
-    return _train(shop, "codebook" if route.quantize.method in CODEBOOKS else "qat", route.quantize.train, before)
+    return _train(shop, route.quantize.training_kind, route.quantize.train, before)
 
 
 def compile_model(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:

@@ -72,11 +72,13 @@ def choose(
         for _ in range(PATHS):
             path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
             number, speeds = _searched(path, goal, line)
-            if speeds[number] >= goal * (1 - SLACK):
-                # the share at which the goal is met with some to spare, by what was measured of this model
-                share = path.predicted[number] * speeds[number] / (goal * (1 + SLACK))
-                finer = descend(plan, steps, costs.ledger, losses, share).gone[-1]
-                gone, speed = _wider(path.gone[number], speeds[number], finer, goal, line)
+            gone, speed = path.gone[number], speeds[number]
+            if speed > goal * (1 + SLACK):  # a long step went past it: widen groups again, to a little past it
+                share = path.predicted[number] * speed / (goal * (1 + SLACK))
+                wider = descend(plan, steps, costs.ledger, losses, share).gone[-1]
+                if (found := line.speed(wider, CAREFUL)) >= goal * (1 - SLACK):
+                    gone, speed = wider, found
+            if speed >= goal * (1 - SLACK):
                 return gone, speed, [_told(path, speeds)]
             best = max(best, *speeds.values())
             if (empty := _empty_step(path, speeds, line)) is None:
@@ -225,13 +227,6 @@ def _searched(path: Descent, goal: float, line: _Line) -> tuple[int, dict[int, f
         wanted = goal / speeds[number] / path.predicted[number]
         number = next((i for i in range(number + 1, last) if 1 / path.predicted[i] >= wanted), last)
     return number, speeds
-
-
-def _wider(gone: Tensor, speed: float, finer: Tensor, goal: float, line: _Line) -> tuple[Tensor, float]:
-    """Instead of a model that a long step took past the goal, one with groups widened again, if that holds it."""
-    if speed > goal * (1 + SLACK) and (found := line.speed(finer, CAREFUL)) >= goal * (1 - SLACK):
-        return finer, found
-    return gone, speed
 
 
 def _empty_step(path: Descent, speeds: Mapping[int, float], line: _Line) -> int | None:

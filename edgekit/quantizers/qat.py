@@ -42,7 +42,7 @@ def trained(model: ir.Model, job: Job, member: str) -> tuple[ir.Model, dict[str,
         data = {"train": str(spool.folder), "validation": str(job.validation.folder) if job.validation else None}
         result = training.train(
             training.TrainJob(
-                kind="codebook" if member in ("clustered", "binary") else "qat",
+                kind=job.settings.training_kind,
                 student=str(student),
                 teacher=str(before),
                 weights=str(before),
