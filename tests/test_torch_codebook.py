@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from sklearn.datasets import load_digits
 from test_qat import Array, batches, by_torch, constants, logits, trained
 from torch import nn
@@ -88,6 +89,21 @@ def test_training_wins_back_what_few_values_cost(
     changed = [name for name, value in constants(out).items() if not np.array_equal(value, constants(untrained)[name])]
     assert any(name.endswith("_bytes" if settings["method"] == "binary" else "_table") for name in changed)
     np.testing.assert_allclose(by_torch(out, x), logits(out, x), atol=1e-3)
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_bytes_of_another_form_are_no_signs(readers: int, tmp_path: Path) -> None:
+    """A Cast of bytes that leads elsewhere, or is read twice, is run as it stands."""
+    helper, types = onnx.helper, onnx.TensorProto
+    whole = numpy_helper.from_array(np.arange(4, dtype=np.uint8), "bytes")
+    nodes = [helper.make_node("Cast", ["bytes"], ["f"], to=types.FLOAT), helper.make_node("Add", ["x", "f"], ["a"])]
+    last = ["f"] if readers == 2 else ["x"]
+    nodes.append(helper.make_node("Mul", ["a", *last], ["y"]))
+    ports = [helper.make_tensor_value_info(n, types.FLOAT, [4]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [whole])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
+    x = np.ones(4, np.float32)
+    np.testing.assert_allclose(by_torch(tmp_path / "m.onnx", x), logits(tmp_path / "m.onnx", x))
 
 
 def test_without_training_such_a_loss_is_refused_with_it_is_a_draft(

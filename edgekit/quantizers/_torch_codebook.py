@@ -19,6 +19,8 @@ from edgekit.quantizers._torch_node import Node
 from edgekit.quantizers.binary import THRESHOLD, binarize, ternarize
 
 Array = np.ndarray[Any, Any]
+FORM = ("Cast", "Gather", "Reshape", "Reshape")  # from bytes to values; a Slice may stand between
+UNFOLDING = {*FORM, "Slice"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ def chains(nodes: Sequence[Node], constants: Mapping[str, Array], readers: Mappi
         if start.op != "Cast" or packed is None or packed.dtype != np.uint8:
             continue
         found = [start]
-        while found[-1].op != "Mul" and len(after := readers.get(found[-1].outputs[0], [])) == 1:
+        while found[-1].op in UNFOLDING and len(after := readers.get(found[-1].outputs[0], [])) == 1:
             found.append(after[0])
+        if [node.op for node in found if node.op != "Slice"] != [*FORM, "Mul"]:
+            continue
         gather, shaped, product = found[1], found[-2], found[-1]
-        if gather.op != "Gather" or product.op != "Mul" or 1 not in product.constants:
+        if 0 not in gather.constants or 1 not in shaped.constants or 1 not in product.constants:
             continue
         shape = shaped.constants[1]
         values = gather.constants[0][packed].reshape(-1)[: shape.prod()].reshape(shape)
