@@ -62,6 +62,8 @@ def ours(name: str, onnx: bool) -> dict[str, Any]:
     with torch.no_grad():
         same = call(result.model, example).shape == call(model, example).shape
     left = Counter(k["reason"] for k in result.kept if "output of the model" not in k["reason"])
+    if faults := [why for why in left if "please report" in why or "not be proved" in why]:
+        raise RuntimeError(faults[0])
     row = {
         "macs": result.macs[1] / max(result.macs[0], 1),
         "parameters": result.parameters[1] / result.parameters[0],

@@ -194,7 +194,7 @@ def test_weights_mixed_for_each_image_from_a_bank() -> None:
 
 
 @pytest.mark.parametrize("table", ["edgekit.pruners._coupling.RULES", "edgekit.pruners._rewrite.SIZES"])
-def test_a_call_that_a_rule_does_not_foresee_costs_ratio_only(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_raises_costs_ratio_and_is_called_a_fault(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.head(m.b(F.relu(m.a(x)).reshape(-1, 20)).view(-1, 5, 40))
 
@@ -206,7 +206,9 @@ def test_a_call_that_a_rule_does_not_foresee_costs_ratio_only(table: str, monkey
     monkeypatch.setitem(pkgutil.resolve_name(table), "aten.reshape.default", failing)
     result = edgekit.prune(model, TOKENS, ratio=0.4)
     assert result.model.state_dict()["b.weight"].shape == (24, 20)
-    assert "reshape" in {k["layer"]: k["reason"] for k in result.kept}["a"]
+    reasons = {k["layer"]: k["reason"] for k in result.kept}
+    assert "'reshape' fails (TypeError: unforeseen); please report it" in reasons["a"]
+    assert reasons["reshape.default"] == reasons["a"]
 
 
 @pytest.mark.parametrize("learned", [False, True])

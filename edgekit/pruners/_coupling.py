@@ -3,12 +3,11 @@
 A tensor's value here is, for each of its dimensions, a tensor of channel ids that broadcasts
 to its shape. Where the ids of a dimension vary over further dimensions (heads × channels of
 a head), every row must keep an equal number. An operation without a rule freezes what it
-touches, and says so.
+touches, and says so; so does one whose rule raises, which is a fault of edgekit's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ class Analysis:
         parameters: Storage → value, so that tied parameters share their ids.
         packing: View nodes whose new dimension that carries the channels was chosen, counted from the end of its group.
         splits: View nodes that divide channels over several dimensions: the ids, to see whether the choice was good.
-        unknown: Operations without a rule: name → the node.
+        refused: Nodes for which what they touch stays whole (no rule, one that raised, not proved) → why.
     """
 
     module: torch.fx.GraphModule
@@ -76,7 +75,7 @@ class Analysis:
     values: dict[Node, Any] = field(default_factory=dict)
     parameters: dict[Any, Value] = field(default_factory=dict)
     splits: dict[str, Tensor] = field(default_factory=dict)
-    unknown: dict[str, Node] = field(default_factory=dict)
+    refused: dict[Node, str] = field(default_factory=dict)
 
     def value(self, argument: Any) -> Value:
         """The value of a tensor argument; a Python number is a tensor without dimensions."""
@@ -127,6 +126,11 @@ def describe(node: Node) -> str:
     return f"'{name}' in '{place}'" if place else f"'{name}'"
 
 
+def fault(node: Node, error: Exception) -> str:
+    """Why a node whose rule raised stays whole: that costs a user's run some ratio, and is for edgekit to mend."""
+    return f"edgekit's own rule for {describe(node)} fails ({type(error).__name__}: {error}); please report it"
+
+
 def module_of(node: Node) -> str:
     """The path of the user's module that an operation belongs to."""
     stack = node.meta.get("nn_module_stack") or {}
@@ -155,6 +159,7 @@ def analyse(
     for node in module.graph.nodes:
         state.values[node] = _visit(state, node)
         if node.name in state.banned:
+            state.refused[node] = state.banned[node.name]
             state.freeze(node, node, node.args, why=state.banned[node.name])
         for value in state.values[node] if isinstance(state.values[node], list) else [state.values[node]]:
             _balance(state, value)
@@ -178,11 +183,14 @@ def _visit(state: Analysis, node: Node) -> Any:
     known = RULES.get(str(node.target))
     if known is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
         known = RULES["pointwise"]
+    why = f"edgekit has no rule for {describe(node)}"
     if known is not None:
-        with contextlib.suppress(Exception):  # a call that the rule does not foresee is one without a rule
+        try:
             return known(state, node)
-    if state.freeze(node, node.args, list(node.kwargs.values())):
-        state.unknown.setdefault(str(node.target), node)
+        except Exception as error:
+            why = fault(node, error)
+    if state.freeze(node, node.args, list(node.kwargs.values()), why=why):
+        state.refused[node] = why
     return bare(state, node)
 
 

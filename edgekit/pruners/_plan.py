@@ -108,7 +108,8 @@ def prune_once(
             return Outcome(pruned, plan, cut, proof.worst)
         if proof.culprit.name in banned:
             break
-        banned[proof.culprit.name] = f"it could not be proved at '{proof.culprit.name}' ({proof.how}) and was put back"
+        unproved = f"it could not be proved at '{proof.culprit.name}' ({proof.how}) and was put back"
+        banned[proof.culprit.name] = plan.analysis.refused.get(proof.culprit, unproved)
     whole = Cut(plan.solved, torch.zeros(plan.solved.count, dtype=torch.bool))
     untouched, _ = rewrite(module, plan.analysis, whole)
     return Outcome(untouched, plan, whole, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from edgekit.exported._graphmodule import Exported
-from edgekit.pruners._coupling import Analysis, Value, attribute
+from edgekit.pruners._coupling import Analysis, Value, attribute, fault
 from edgekit.pruners._ids import Components
 
 Change = Callable[["Rewrite", Node, dict[str, Any]], Any]
@@ -160,8 +159,10 @@ def rewrite(module: Exported, analysis: Analysis, cut: Cut) -> tuple[Exported, d
 def _copied(state: Rewrite, node: Node) -> Node:
     new = None
     if node.op == "call_function" and (change := SIZES.get(str(node.target))) and _touched(state, node):
-        with contextlib.suppress(Exception):  # copied as it is, it fails the proof, which names it
+        try:
             new = _changed(state, node, change)
+        except Exception as error:  # copied as it is, it fails the proof
+            state.analysis.refused[node] = fault(node, error)
     if new is None:
         new = state.graph.node_copy(node, lambda n: state.nodes[n])
     new.meta = {k: v for k, v in node.meta.items() if k != "val"}

@@ -226,7 +226,7 @@ def _kept(outcome: Outcome) -> list[dict[str, str]]:
         if outcome.cut.kept(weight, d) == weight.shape[d]:
             ids = weight.layers.get(d)
             found[name] = _why(plan.solved, ids)
-    found.update(_without_rule(outcome))
+    found.update((str(n.target).removeprefix("aten."), why) for n, why in plan.analysis.refused.items())
     return [{"layer": name, "reason": reason} for name, reason in found.items()]
 
 
@@ -239,13 +239,6 @@ def _why(solved: Components, ids: Tensor | None) -> str:
     if not bundles.any():
         return "no equal number of channels can go from each of its parts"
     return "its channels can only go all together" if len(bundles) == 1 else "the ratio leaves it whole"
-
-
-def _without_rule(outcome: Outcome) -> dict[str, str]:
-    return {
-        f"{name.removeprefix('aten.')}": "this operation has no rule; what it touches stays whole"
-        for name in outcome.plan.analysis.unknown
-    }
 
 
 def _weight(plan: Any, node: Any) -> Value | None:
