@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gate_records import record
 
 from edgekit.cli import cli
 from edgekit.cli.line import exit_code
@@ -154,6 +155,17 @@ def test_an_unwritable_cache_names_the_variable(tmp_path: Path) -> None:
     done = edgekit("run", "recipe.toml", cwd=tmp_path, EDGEKIT_CACHE_DIR=str(tmp_path / "file" / "x"))
     assert done.returncode == 2
     assert "EDGEKIT_CACHE_DIR" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_file_that_can_not_be_written_hides_no_verdict(option: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(record(gate={"max_size_bytes": 1})))
+    (tmp_path / "taken").touch()
+    done = edgekit("gate", "results.json", option, "taken/gate", cwd=tmp_path, GITHUB_ACTIONS="true")
+    assert done.returncode == 3
+    assert "gate failed" in done.stdout
+    assert "::error" in done.stderr
+    assert "can't write this file" in done.stderr
 
 
 def test_a_failed_row_comes_before_the_gate() -> None:

@@ -48,12 +48,10 @@ def gate(results: Path, as_json: bool, **options: Any) -> int:
     """Judge recorded numbers against limits; exit 1 where one is broken."""
     from edgekit import gating as gates
 
-    verdict, code = gates.run_gate(results, **options)
-    if as_json:
-        console.out_json(verdict)
-    else:
-        console.out(gates.text(verdict))
-    return code
+    def tell(verdict: dict[str, Any]) -> None:
+        console.out_json(verdict) if as_json else console.out(gates.text(verdict))
+
+    return gates.run_gate(results, tell=tell, **options)[1]
 
 
 @click.command()

@@ -8,6 +8,7 @@ same from Python.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,9 @@ def run_gate(
     on_inconclusive: str | None = None,
     recipe: str | Path | None = None,
     settings: GateSection | None = None,
+    tell: Callable[[dict[str, Any]], object] = lambda verdict: None,
 ) -> tuple[dict[str, Any], int]:
-    """What ``edgekit gate`` does: judge, write what CI wants to have, and tell the exit code.
+    """What ``edgekit gate`` does: judge, tell, write what CI wants to have, and give the exit code.
 
     Args:
         results: A ``results.json`` or its folder.
@@ -123,12 +125,14 @@ def run_gate(
         on_inconclusive: ``pass`` or ``fail``; None: as the recipe says.
         recipe: The file that annotations and JUnit point into; None: ``recipe.toml`` here or beside the record, if any.
         settings: The limits; None: those of the record's own recipe.
+        tell: Is given the verdict ahead of the writing, so that a file that can't be written does not hide it.
 
     Returns:
         The verdict of :func:`judge`, and the exit code: 0 passed, 1 failed, 5 inconclusive.
 
     Raises:
         InputError: A record is not valid, options that don't go together, or a baseline of another model.
+        StageError: A file that was asked for can't be written.
     """
     from edgekit.gating import outputs, places
 
@@ -153,6 +157,7 @@ def run_gate(
             slowdowns = measured_again(now, _folder(results), then, _folder(baseline), limits.baseline)
         verdict = _strict(judge(now, limits, then, slowdowns))
     verdict["notes"] += _edited(now, str(results))
+    tell(verdict)
     place = Path(recipe) if recipe else places.recipe_near(Path(results))
     outputs.write(verdict, junit=junit, markdown=markdown, recipe=place)
     return verdict, exit_code(verdict, on_inconclusive or limits.on_inconclusive)

@@ -23,7 +23,7 @@ def write(
     markdown: str | Path | None = None,
     recipe: Path | None = None,
 ) -> None:
-    """Write the files that were asked for, and tell GitHub Actions where it runs this.
+    """Tell GitHub Actions where it runs this, and write the files that were asked for.
 
     Args:
         verdict: Of :func:`edgekit.gating.judge`. junit, markdown: Where to write these; None: not.
@@ -32,13 +32,6 @@ def write(
     Raises:
         StageError: A file that was asked for can't be written.
     """
-    if junit:
-        from edgekit.report import junit as junit_xml
-
-        found = places(recipe, verdict["checks"])
-        write_text(Path(junit), junit_xml.render(verdict, [(p.file, p.line) if p else None for p in found]))
-    if markdown:
-        write_text(Path(markdown), _markdown(verdict))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in workflow_commands(verdict, recipe):
             console.command(line)
@@ -46,6 +39,13 @@ def write(
         _append(Path(summary), _markdown(verdict, limit=SUMMARY_LIMIT // 2), SUMMARY_LIMIT)
     if outputs := os.environ.get("GITHUB_OUTPUT"):
         _append(Path(outputs), _outputs(verdict))
+    if junit:
+        from edgekit.report import junit as junit_xml
+
+        found = places(recipe, verdict["checks"])
+        write_text(Path(junit), junit_xml.render(verdict, [(p.file, p.line) if p else None for p in found]))
+    if markdown:
+        write_text(Path(markdown), _markdown(verdict))
 
 
 def _markdown(verdict: dict[str, Any], **options: int) -> str:
