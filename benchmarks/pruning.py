@@ -6,6 +6,7 @@
     python benchmarks/pruning.py --timm 0 40           one model of each of timm's families, a slice of them
     python benchmarks/pruning.py --accuracy            three small models by both tools, the ResNet-20 by edgekit
         --seeds 0 --epochs 30 --precision bf16 --parameters 0.45  (the ResNet-20 alone, otherwise)
+        --seeds 0 --epochs 30 --precision bf16 --speedup 1.1      (chosen for int8 kernels, pruned and quantized)
     python benchmarks/pruning.py --speed x86-openvino  target_speedup on the ResNet-20: asked for and measured
     python benchmarks/pruning.py --widths x86-cpu      what a convolution takes by its number of channels
     python benchmarks/pruning.py --equal               its accuracy beside uniform pruning's at the same measured speed
@@ -200,7 +201,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the ResNet-20's recovery")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the ResNet-20's recovery")
     parser.add_argument("--parameters", type=float, help="of the ResNet-20 that stay; else 1/1.98 of its multiply-adds")
-    parser.add_argument("--inner", type=float, help="of the channels inside the ResNet-20's last blocks that go, alone")
+    parser.add_argument("--speedup", type=float, help="of the ResNet-20 at int8 over the unpruned int8 one, instead")
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--widths", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--equal", action="store_true")
@@ -209,7 +210,7 @@ def main() -> None:
         if options.seeds:
             _pruning_accuracy.table(options.seeds)
         epochs = 10 if options.epochs is None else options.epochs
-        _pruning_resnet20.accuracy(epochs, options.precision, options.parameters, options.inner)
+        _pruning_resnet20.accuracy(epochs, options.precision, options.parameters, options.speedup)
     elif options.speed:
         _pruning_resnet20.speed(options.speed)
     elif options.widths:
