@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from edgekit.workload.spool import read as read_spool
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgekit.backends import Session
     from edgekit.target import Target
 
     Array = np.ndarray[Any, Any]
@@ -43,7 +45,7 @@ def outputs_job(artifact: str, backend: str, target: dict[str, Any] | None, data
 
     Args:
         artifact: The model's file.
-        backend: ``torch`` (a ``.pt2``), ``onnx`` (ONNX Runtime as it comes), or a member of ``edgekit/backends``.
+        backend: ``torch`` (a ``.pt2``), ``onnx`` (as :func:`open_onnx` does), or a member of ``edgekit/backends``.
         target: The target's dump; a backend needs it.
         data: The spool's folder.
         out: The ``.npz`` to write; read it with :func:`load_outputs`.
@@ -234,8 +236,10 @@ def _runner(artifact: Path, backend: str, target: dict[str, Any] | None) -> tupl
     from edgekit import backends
     from edgekit.target import Target
 
-    aim = plain_target() if backend == "onnx" else Target.model_validate(target)
-    session = backends.load("onnxruntime" if backend == "onnx" else backend).open_model(artifact, aim)
+    if backend == "onnx":
+        session = open_onnx(artifact)
+    else:
+        session = backends.load(backend).open_model(artifact, Target.model_validate(target))
     wanted = {port.name for port in session.inputs}
 
     def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
@@ -250,7 +254,23 @@ def _runner(artifact: Path, backend: str, target: dict[str, Any] | None) -> tupl
     return [port.name for port in session.outputs], run
 
 
-def plain_target() -> Target:
+def open_onnx(model: Path) -> Session:
+    """An ONNX file in ONNX Runtime as it comes; of one in bfloat16, which has no CPU kernels there, a float32 copy."""
+    from onnx import TensorProto
+
+    from edgekit import backends, onnxfile
+    from edgekit.onnxfile import edit
+
+    room, target = backends.load("onnxruntime"), _plain_target()
+    tensors = onnxfile.read_model(model, weights=False).graph.initializer
+    if all(tensor.data_type != TensorProto.BFLOAT16 for tensor in tensors):
+        return room.open_model(model, target)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        copy = onnxfile.write_model(edit.without_bfloat16(onnxfile.read_model(model)), Path(folder, "float.onnx"))
+        return room.open_model(copy, target)
+
+
+def _plain_target() -> Target:
     """ONNX Runtime on this machine's cores, its optimizations as they come."""
     from edgekit.target import Device, Run, Target
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,10 +83,8 @@ def golden_job(
     from edgekit.target import Target
 
     aim = Target.model_validate(target)
-    opened = evaluate.plain_target() if backend == "onnx" else aim
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        model = _runnable(Path(artifact), Path(folder)) if backend == "onnx" else Path(artifact)
-        session = backends.load(opened.backend).open_model(model, opened)
+    model = Path(artifact)
+    session = evaluate.open_onnx(model) if backend == "onnx" else backends.load(backend).open_model(model, aim)
     feeds = _read(inputs, session.inputs) if inputs else _noise(session.inputs)
     outputs = backends.run_batched(session, feeds)
     _check(outputs, session.outputs)
@@ -100,23 +97,8 @@ def golden_job(
         "samples": len(next(iter(feeds.values()))),
         "origin": "test data" if inputs else "seeded noise",
         "tolerance": _tolerance(session, feeds, outputs, TOLERANCE[integer, backend != aim.backend]),
-        "options": _options(Path(artifact), aim),
+        "options": _options(model, aim),
     }
-
-
-def _runnable(model: Path, folder: Path) -> Path:
-    """The model, or in ``folder`` a float32 copy of one in bfloat16, which ONNX Runtime has no CPU kernels for."""
-    import onnx
-
-    from edgekit import onnxfile
-    from edgekit.onnxfile import edit
-
-    proto = onnxfile.read_model(model)
-    if not any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in proto.graph.initializer):
-        return model
-    copy = folder / "float.onnx"
-    onnxfile.write_model(edit.without_bfloat16(proto), copy)
-    return copy
 
 
 def _read(path: str, ports: Sequence[Port]) -> dict[str, Array]:

@@ -184,15 +184,25 @@ def _row(shop: Workshop, row: Row, rows: list[Row], folder: Path) -> dict[str, A
         "first_inference_ms": measured.get("first_inference_ms"),
         "peak_rss_bytes": measured.get("peak_rss_bytes"),
         "measured": _beside(measured, artifact, folder, route.id) if finished else None,
-        "scheme": route.target.quantize.model_dump(mode="json") if route.quantize else None,
+        "scheme": _scheme(row),
         "profile": route.target.model_dump(mode="json"),
         **{key: facts[key] for key in ("layers", "conversions", "operators", "explain") if key in facts},
         "reports": {name: _report(made) for name, made in row.stages},
     }
     document["vs_reference"] = _against(shop, row, rows, document, folder) if finished else None
     if row.status == "built":
-        document["metric_from"] = "this machine's runtime"
+        half = route.quantize is not None and route.quantize.method == "bf16"
+        document["metric_from"] = f"{'a float32 copy in ' if half else ''}this machine's runtime"
     return document
+
+
+def _scheme(row: Row) -> dict[str, Any] | None:
+    """What a row was quantized to: the method, and the target's integer scheme where it goes by that."""
+    made = dict(row.stages).get("quantize")
+    if made is None or row.route.quantize is None:
+        return None
+    method = made.entry.meta.get("method", row.route.quantize.method)
+    return {"method": method, **(row.route.target.quantize.model_dump(mode="json") if method == "static" else {})}
 
 
 def _ship(artifact: Artifact, folder: Path, name: str) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class Workshop:
             StageError: Its outputs are NaN, constant or otherwise no model's.
         """
         test = self.split("test")
-        if test is None or not test.labelled or _runs_nowhere_here(artifact, stage, route):
+        if test is None or not test.labelled:
             return replace(artifact, before=before)
         on_target = artifact.form not in (ONNX, TORCH)
         target = route.target.model_dump(mode="json") if on_target else None
@@ -190,12 +190,6 @@ class Workshop:
             parity = evaluate.difference(made.path, before.outputs)
             bisection.check_compiled(parity, before.path, artifact.path, test.folder, precision=_precision(route))
         return replace(artifact, metric=judged, outputs=made.path, parity=parity, before=before)
-
-
-def _runs_nowhere_here(artifact: Artifact, stage: str, route: Route) -> bool:
-    """Whether it is a graph in bfloat16, before its target's runtime compiled it: ONNX Runtime has no CPU kernels."""
-    quantized = route.quantize is not None and route.quantize.method == "bf16" and stage in ("quantize", "compile")
-    return quantized and artifact.form == ONNX
 
 
 def _precision(route: Route) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekit.report import charts, words
 from edgekit.report.charts import BLUE, INK, PAPER, SOFT, VERMILLION
-from edgekit.report.rows import Row
+from edgekit.report.rows import Row, text
 
 WIDTH, HEIGHT = 390, 250  # pixels between the axes, about; the picture is a little wider
 CROWD = 24  # points above which only those on the front have names and intervals; the others tell theirs when touched
@@ -142,7 +142,8 @@ def describe(row: Row) -> str:
     if row.memory is not None:
         lines.append(f"peak memory {words.size(row.memory)}")
     if row.status == "built":
-        lines.append("built for a device that is not here: metric from this machine's runtime")
+        origin = text(row.raw, "metric_from") or "this machine's runtime"
+        lines.append(f"built for a device that is not here: metric from {origin}")
     return "\n".join(lines)
 
 
