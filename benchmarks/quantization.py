@@ -1,13 +1,14 @@
 """How do edgekit's quantizers compare with their peers, on the same models, samples and threads? About 40 minutes.
 
-    python benchmarks/quantization.py --data DIR [--samples 512] [--kind vit …] [--onnx NAME=MODEL.onnx,SPOOL …]
+    python benchmarks/quantization.py --data DIR [--draws 5] [--kind vit …] [--onnx NAME=MODEL.onnx,SPOOL …]
 
 DIR holds the shared data: cifar10-train.tar, cifar10-test.tar, resnet20-cifar10.pt, spoken-digits.tar.xz, sst2-*.tsv.
 The ResNet-20 comes with its weights; a depthwise CNN, a DS-CNN, a ViT and a BERT-like encoder are trained first
 (``_small_models.py``). Further ONNX models with a spool of samples (``edgekit.workload.spool``) have no labels here, so
 they are judged by signal-to-noise alone. Every quantizer runs in a process of its own, which is timed and whose peak
-memory is read. Latencies are of one thread, in turns, by the processor's time: other programs lengthen that least. A
-peer that is not installed is a line that says so.
+memory is read. With ``--draws`` it also runs with other samples, and accuracy and signal-to-noise are means ± standard
+deviations over these; all else is of the first. Latencies are of one thread, in turns, by the processor's time: other
+programs lengthen that least. A peer that is not installed is a line that says so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ QUANTIZERS: dict[str, tuple[str, list[str]]] = {
 
 @dataclass
 class Row:
-    """One quantizer's result on one model."""
+    """One quantizer's result on one model; accuracy and signal-to-noise by runtime, of every draw of samples."""
 
     name: str
     path: Path
@@ -150,8 +151,8 @@ class Row:
     cpu_seconds: float = 0.0
     peak_mib: float = 0.0
     note: str = ""
-    accuracy: float | None = None
-    sqnr: float | None = None
+    accuracy: dict[str, list[float]] = field(default_factory=dict)
+    sqnr: dict[str, list[float]] = field(default_factory=dict)
     speedup: dict[str, float] = field(default_factory=dict)
 
 
@@ -197,12 +198,21 @@ def onnxruntime_session(path: Path) -> Callable[[dict[str, Any]], list[Any]]:
 
 
 def openvino_session(path: Path) -> Callable[[dict[str, Any]], list[Any]]:
-    """One thread; fp32 is fp32, not the CPU's bf16."""
+    """One thread; fp32, not the CPU's bf16; compiled for the shapes that come: with free ones int8 may be wrong."""
     import openvino as ov
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-    request = ov.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    return lambda feeds: list(request.infer(feeds).values())
+    core, requests = ov.Core(), {}
+    model = core.read_model(str(path))
+
+    def run(feeds: dict[str, Any]) -> list[Any]:
+        shapes = tuple(value.shape for value in feeds.values())
+        if shapes not in requests:
+            model.reshape(dict(zip(feeds, shapes, strict=True)))
+            requests[shapes] = core.compile_model(model, "CPU", settings).create_infer_request()
+        return list(requests[shapes].infer(feeds).values())
+
+    return run
 
 
 RUNTIMES = {"ONNX Runtime": onnxruntime_session, "OpenVINO": openvino_session}
@@ -235,9 +245,9 @@ def speedups(rows: list[Row], feeds: dict[str, Any], runtime: str) -> None:
         row.speedup[runtime] = float(np.median(times[:, 0] / times[:, index]))
 
 
-def judge(rows: list[Row], test: spool.Spool, labelled: bool) -> None:
-    """Accuracy (where there are labels) and signal-to-noise against the first row, in ONNX Runtime."""
-    sessions = [onnxruntime_session(row.path) for row in rows]
+def judge(rows: list[Row], test: spool.Spool, labelled: bool, runtime: str) -> None:
+    """Accuracy (where there are labels) and signal-to-noise in decibels against the first row."""
+    sessions = [RUNTIMES[runtime](row.path) for row in rows]
     hits, noise, signal, count = np.zeros(len(rows)), np.zeros(len(rows)), 0.0, 0
     for feeds, labels in test:
         outputs = [session(feeds)[0] for session in sessions]
@@ -248,24 +258,34 @@ def judge(rows: list[Row], test: spool.Spool, labelled: bool) -> None:
             if labels is not None:
                 hits[index] += int((output.argmax(axis=1) == labels).sum())
     for index, row in enumerate(rows):
-        row.accuracy = hits[index] / count if labelled else None
-        row.sqnr = float(10 * np.log10(signal / noise[index])) if noise[index] else None
+        if labelled:
+            row.accuracy.setdefault(runtime, []).append(hits[index] / count)
+        if noise[index]:
+            row.sqnr.setdefault(runtime, []).append(float(10 * np.log10(signal / noise[index])))
 
 
 def table(title: str, rows: list[Row], failed: list[Row]) -> str:
     """Markdown."""
-    lines = [f"## {title}", ""]
-    lines += [
-        "| | accuracy | signal-to-noise, dB | file, kB | × fp32, ONNX Runtime | × fp32, OpenVINO | CPU s | peak, MiB |"
-    ]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    columns = [column for runtime in RUNTIMES for column in (f"accuracy, {runtime}", "dB")]
+    columns += ["file, kB", *(f"× fp32, {runtime}" for runtime in RUNTIMES), "CPU s", "peak, MiB"]
+    lines = [f"## {title}", "", f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for row in rows:
-        cells = [row.name, _number(row.accuracy, 4), _number(row.sqnr, 1), f"{row.path.stat().st_size / 1000:.0f}"]
+        cells = [row.name]
+        for runtime in RUNTIMES:
+            cells += [_mean(row.accuracy.get(runtime, []), 4), _mean(row.sqnr.get(runtime, []), 1)]
+        cells += [f"{row.path.stat().st_size / 1000:.0f}"]
         cells += [_number(row.speedup.get(runtime), 2) for runtime in RUNTIMES]
         cells += [_number(row.cpu_seconds or None, 1), _number(row.peak_mib or None, 0)]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"| {row.name} | not run: {row.note} |  |  |  |  |  |  |" for row in failed]
+    lines += [f"| {row.name} | not run: {row.note} |{'  |' * (len(columns) - 1)}" for row in failed]
     return "\n".join([*lines, ""])
+
+
+def _mean(values: list[float], digits: int) -> str:
+    """The mean, with the standard deviation where there are several."""
+    if len(values) < 2:
+        return _number(values[0] if values else None, digits)
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -275,22 +295,37 @@ def _number(value: float | None, digits: int) -> str:
 def compare(
     title: str,
     model: Path,
-    samples: Path,
+    draws: list[Path],
     test: Path,
     names: list[str],
     pythons: dict[str, str],
     train: Path | None = None,
 ) -> str:
-    """Every quantizer on one model; QAT has the training samples."""
+    """Every quantizer on one model, with each draw of calibration samples; QAT, once, with the training samples."""
     with tempfile.TemporaryDirectory() as name:
-        splits = {each: (train if "QAT" in each else samples) for each in names}
-        made = [quantize(each, model, split, Path(name), pythons) for each, split in splits.items() if split]
+        folder = Path(name)
+        splits = {each: (train if "QAT" in each else draws[0]) for each in names}
+        made = [quantize(each, model, split, folder, pythons) for each, split in splits.items() if split]
         rows = [Row("fp32", model), *(row for row in made if row.path.exists())]
-        judge(rows, spool.read(test), labelled=test != samples)
-        first = next(spool.read(samples).feeds())
+        feeds = {key: value[:1] for key, value in next(spool.read(draws[0]).feeds()).items()}
         for runtime in RUNTIMES:
-            speedups(rows, {key: value[:1] for key, value in first.items()}, runtime)
+            judge(rows, spool.read(test), test not in draws, runtime)
+            speedups(rows, feeds, runtime)
+        for samples in draws[1:]:
+            again(rows, samples, test, pythons)
         return table(title, rows, [row for row in made if not row.path.exists()])
+
+
+def again(rows: list[Row], samples: Path, test: Path, pythons: dict[str, str]) -> None:
+    """Add to the rows what their quantizers reach with other samples."""
+    with tempfile.TemporaryDirectory() as name:
+        drawn = [rows[0]]
+        for row in rows[1:]:
+            if "QAT" not in row.name:
+                other = quantize(row.name, rows[0].path, samples, Path(name), pythons)
+                drawn.append(replace(row, path=other.path))  # its lists are the row's own
+        for runtime in RUNTIMES:
+            judge(drawn, spool.read(test), True, runtime)
 
 
 def cifar(data: Path, split: str) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
@@ -327,7 +362,7 @@ def calibrators(model: Path, few: Path, many: Path) -> str:
     return "\n".join(["## Calibration by the number of samples, ResNet-20", "", *lines, ""])
 
 
-def small_model(key: str, data: Path, folder: Path, names: list[str], pythons: dict[str, str], count: int) -> str:
+def small_model(key: str, data: Path, folder: Path, names: list[str], options: Any) -> str:
     """Train one of the small models, then compare."""
     import torch
 
@@ -342,10 +377,16 @@ def small_model(key: str, data: Path, folder: Path, names: list[str], pythons: d
     name = onnxfile.inputs(model)[0].name
     train_set = [(x[i], y[i]) for i in np.random.default_rng(0).permutation(len(x))]
     train = spooled(train_set, folder / f"{key}-train", name)
-    samples = spooled(train_set[:count], folder / f"{key}-samples", name)
+    draws = [spooled(part, folder / f"{key}-samples-{i}", name) for i, part in enumerate(chosen(train_set, options))]
     judged = spooled(list(zip(test, labels, strict=True)), folder / f"{key}-test", name)
     wanted = names if key in ("vit", "bert") else [n for n in names if "dynamic" not in n]
-    return compare(f"{kind.title}, {count} samples", model, samples, judged, wanted, pythons, train)
+    return compare(f"{kind.title}, {options.samples} samples", model, draws, judged, wanted, options.pythons, train)
+
+
+def chosen(samples: list[Any], options: Any) -> list[list[Any]]:
+    """The calibration samples of each draw: no sample is in two."""
+    count = options.samples
+    return [samples[i * count : (i + 1) * count] for i in range(options.draws)]
 
 
 def keep_program(module: Any, example: Any, model: Path) -> None:
@@ -412,6 +453,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("EDGEKIT_TEST_DATA"))
     parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--draws", type=int, default=1, help="choices of the samples that accuracy is a mean over")
     parser.add_argument("--onnx", action="append", default=[], metavar="NAME=MODEL.onnx,SPOOL")
     parser.add_argument("--kind", action="append", help="resnet20, calibration, depthwise, dscnn, vit or bert; all")
     parser.add_argument("--only", action="append", default=[], help="a part of a quantizer's name")
@@ -431,11 +473,11 @@ def main() -> None:
         for key in kinds if options.data else []:
             if key not in ("resnet20", "calibration"):
                 data = Path(options.data)
-                print(small_model(key, data, folder, names, options.pythons, options.samples), flush=True)
+                print(small_model(key, data, folder, names, options), flush=True)
         for entry in options.onnx:
             title, _, rest = entry.partition("=")
             path, _, split = rest.partition(",")
-            print(compare(title, Path(path), Path(split), Path(split), names, options.pythons), flush=True)
+            print(compare(title, Path(path), [Path(split)], Path(split), names, options.pythons), flush=True)
 
 
 def on_resnet20(data: Path, folder: Path, names: list[str], options: Any, kinds: list[str]) -> str:
@@ -446,12 +488,13 @@ def on_resnet20(data: Path, folder: Path, names: list[str], options: Any, kinds:
     train = list(cifar(data, "train"))
     model, tables = resnet20(data, folder / "resnet20.onnx"), []
     if "resnet20" in kinds:
-        samples = spooled([train[i] for i in order[: options.samples]], folder / "samples")
+        parts = enumerate(chosen([train[i] for i in order], options))
+        draws = [spooled(part, folder / f"samples-{i}") for i, part in parts]
         test = spooled(list(cifar(data, "test")), folder / "test")
         keep_program(resnet20_module(data), torch.zeros(2, 3, 32, 32), model)
         title = f"ResNet-20, CIFAR-10, {options.samples} samples"
         static = [n for n in names if "dynamic" not in n]  # QAT of this one: qat.py
-        tables.append(compare(title, model, samples, test, static, options.pythons))
+        tables.append(compare(title, model, draws, test, static, options.pythons))
     if "calibration" in kinds:
         few, many = (spooled([train[i] for i in order[:n]], folder / f"calibration-{n}") for n in (64, 4096))
         tables.append(calibrators(model, few, many))
