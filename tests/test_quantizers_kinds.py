@@ -19,6 +19,7 @@ from quantizing import decibels, graph, initializers, optimized_operators, quant
 
 from edgekit import backends
 from edgekit.errors import InputError, StageError
+from edgekit.onnxfile.running import run_values
 from edgekit.quantizers import _codebook, _graph, _round, _saturation, _trt_rules, clustered, weight_only
 from edgekit.rooms import members
 from edgekit.target import load_target
@@ -188,6 +189,24 @@ def test_binary_layers_are_signs_times_a_scale(
     if bits == 1:
         np.testing.assert_array_equal(np.sign(back), np.where(weight >= 0, 1, -1))
         np.testing.assert_allclose(np.abs(back[5]).max(), np.abs(weight[5]).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize(
+    ("made_by", "others"), [({"left": "c2", "right": "c3"}, (0, 2, 3)), ({"up": "ub"}, (0, 1))], ids=["Conv", "MatMul"]
+)
+def test_binary_layers_keep_the_mean_and_spread_of_their_channels(
+    rng: np.random.Generator, tmp_path: Path, bits: int, made_by: dict[str, str], others: tuple[int, ...]
+) -> None:
+    """Of two convolutions, of which the second has no bias; of a MatMul whose bias is an Add's."""
+    convolves = "left" in made_by
+    model = residual_net(rng, channels=64) if convolves else transformer(rng)
+    data = rng.normal(size=(64, 3, 16, 16)).astype(np.float32) if convolves else sequences(rng)
+    made, _ = quantize(model, data, tmp_path, method="binary", bits=bits, layers=list(made_by))
+    found, wanted = (run_values(m, list(made_by.values()), {"x": data}) for m in (made, model))
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name].mean(others), value.mean(others), atol=2e-3 * value.std())
+        np.testing.assert_allclose(found[name].std(others), value.std(others), rtol=2e-3)
 
 
 def test_binary_wants_layers(rng: np.random.Generator, tmp_path: Path) -> None:

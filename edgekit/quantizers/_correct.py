@@ -53,7 +53,7 @@ def correct_biases(model: ir.Model, draft: Draft, statistics: Mapping[str, Stati
         if integers is None:
             integers = _integers.quantize(weight, affine, axis)
         shift = _mean_output(node, weight - _integers.dequantize(integers, affine, axis), mean)
-        count += _shift_bias(model.graph, node, shift.astype("float32"))
+        count += shift_bias(model.graph, node, shift.astype("float32"))
     return count
 
 
@@ -68,7 +68,7 @@ def _mean_output(node: ir.Node, weight: Array, mean: Array) -> Array:
     return mean @ weight
 
 
-def _shift_bias(graph: ir.Graph, node: ir.Node, shift: Array) -> bool:
+def shift_bias(graph: ir.Graph, node: ir.Node, shift: Array) -> bool:
     """Add to a node's bias; one is made where there is none."""
     if node.op_type == "MatMul":
         return _shift_following_add(graph, node, shift)

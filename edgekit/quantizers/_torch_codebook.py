@@ -21,6 +21,7 @@ from edgekit.quantizers.binary import THRESHOLD, binarize, ternarize
 Array = np.ndarray[Any, Any]
 FORM = ("Cast", "Gather", "Reshape", "Reshape")  # from bytes to values; a Slice may stand between
 UNFOLDING = {*FORM, "Slice"}
+TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Signs(nn.Module):
         self.axis = int(np.argmax(scale.shape))
         self.ternary = bool((chain.values == 0).any())
         alike = (f for f in floats if f.shape == chain.values.shape and np.array_equal(self._signs(f), chain.values))
-        latent = next(alike, chain.values * scale)
+        latent = next(alike, chain.values)
+        latent = latent * (scale / np.maximum(self._split(latent)[2], TINY))  # the file's scales need not be its own
         self.value = nn.Parameter(torch.from_numpy(np.array(latent, np.float32)))
 
     def forward(self) -> Tensor:
