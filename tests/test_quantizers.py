@@ -25,7 +25,7 @@ from quantizing import (
 import edgekit
 from edgekit import console
 from edgekit.errors import InputError, StageError, UnavailableError
-from edgekit.quantizers import _faster, _graph, _prepare, quantize_job
+from edgekit.quantizers import _faster, _graph, _prepare, quantize_job, static
 from edgekit.target import load_target
 from edgekit.workload import spool
 
@@ -159,6 +159,17 @@ def test_openvinos_scheme_leaves_convolutions_outputs_float(rng: np.random.Gener
     skip = next(n for n in made.graph.node if n.op_type == "Add")
     assert "r1_dq" in skip.input
     assert report["sqnr_db"] > 25
+
+
+def test_a_change_is_not_credited_with_what_the_biases_gain(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every change is tried with corrected biases, and was compared with a draft without them."""
+    monkeypatch.setattr(static, "EVERY", {"nothing": lambda model, plan, seen: 1})
+    _, report = quantize(residual_net(rng), images(rng), tmp_path, calibration="auto")
+    gained = {name: decibels for each in report["corrections"] for name, decibels in each.items()}
+    assert gained["bias"] > static.WORTH_DB
+    assert "nothing" not in gained
 
 
 def test_each_rule_keeps_what_is_computed(rng: np.random.Generator, tmp_path: Path) -> None:

@@ -106,31 +106,38 @@ def _drafted(
     seen: Seen = _merged(*collected) if method == "auto" else collected[0]
     draft = drafts[best] if method != "auto" else _draft(model, plan, seen, methods[best], scheme)
     changes = EVERY if method == "auto" else SMOOTH
-    mended = _mended(draft, scores[best], seen, data, judge, methods[best], changes)
+    mended = _mended(draft, seen, data, judge, methods[best], changes)
     draft, score, seen, report["corrections"] = mended
     return draft, score, seen, report
 
 
 def _mended(
-    draft: Draft, score: float, seen: Seen, data: Samples, judge: Judge, method: str, changes: Mapping[str, Change]
+    draft: Draft, seen: Seen, data: Samples, judge: Judge, method: str, changes: Mapping[str, Change]
 ) -> tuple[Draft, float, Seen, list[dict[str, float]]]:
     """The draft with the corrections that gain signal, its decibels, what was seen, and what each correction gained."""
     plan, scheme, corrections = draft.plan, draft.scheme, []
     few = replace(data, limit=min(data.limit, TRIED_ON), part="all")
+    unbiased, before, after = _with_bias(draft, seen, judge)
     for name, change in changes.items():
         model = draft.model.clone()
         if change(model, plan, seen):
             trial = _collect(model, plan, few, method)
-            better = judge.sqnr([_unbiased(_draft(model, plan, trial, method, scheme), trial).build()])[0]
-            if better > score + WORTH_DB:
-                corrections.append({name: round(better - score, 2)})
+            better = max(_with_bias(_draft(model, plan, trial, method, scheme), trial, judge)[1:])
+            if better > max(before, after) + WORTH_DB:
+                corrections.append({name: round(better - max(before, after), 2)})
                 seen = _collect(model, plan, data, method)
-                draft, score = _draft(model, plan, seen, method, scheme), better
-    unbiased = _unbiased(draft, seen)
-    before, after = judge.sqnr([draft.build(), unbiased.build()])
+                draft = _draft(model, plan, seen, method, scheme)
+                unbiased, before, after = _with_bias(draft, seen, judge)
     if after > before:
         corrections.append({"bias": round(after - before, 2)})
     return (unbiased if after > before else draft), max(before, after), seen, corrections
+
+
+def _with_bias(draft: Draft, seen: Seen, judge: Judge) -> tuple[Draft, float, float]:
+    """The draft with corrected biases, and the decibels without and with that: every other change is judged by both."""
+    unbiased = _unbiased(draft, seen)
+    before, after = judge.sqnr([draft.build(), unbiased.build()])
+    return unbiased, before, after
 
 
 def _unbiased(draft: Draft, seen: Seen) -> Draft:
