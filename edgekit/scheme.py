@@ -47,6 +47,7 @@ class Scheme(BaseModel):
     products: bool = False
     absorb_clip: bool = True
     prepare: tuple[str, ...] = (
+        "gemm_to_matmul",
         "select_early",
         "mean_to_pool",
         "shortcut_to_conv",

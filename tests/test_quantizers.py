@@ -161,6 +161,37 @@ def test_openvinos_scheme_leaves_convolutions_outputs_float(rng: np.random.Gener
     assert report["sqnr_db"] > 25
 
 
+def rows_through_gemm(rng: np.random.Generator, shape: list[int], **attributes: float) -> onnx.ModelProto:
+    """Reshape → Gemm → Reshape to ``shape``, as onnxsim writes a Linear of rows."""
+    weight = rng.normal(size=(5, 8) if attributes.get("transB") else (8, 5)).astype(np.float32)
+    return graph(
+        [
+            helper.make_node("Reshape", ["x", "rows"], ["a"], "flatten"),
+            helper.make_node("Gemm", ["a", "weight", "bias"], ["b"], "product", **attributes),
+            helper.make_node("Reshape", ["b", "shape"], ["y"], "unflatten"),
+        ],
+        ["batch", 16, 8],
+        {
+            "rows": np.array([-1, 8]),
+            "shape": np.array(shape),
+            "weight": weight,
+            "bias": rng.normal(size=5).astype(np.float32),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "attributes"),
+    [([-1, 8, 10], {}), ([-1, 4, 4, 5], {}), ([16, -1, 5], {}), ([-1, 16, 5], {"alpha": 2.0})],
+    ids=["other rows", "another axis", "turned", "scaled"],
+)
+def test_a_gemm_that_does_more_than_rows_stays(
+    rng: np.random.Generator, tmp_path: Path, shape: list[int], attributes: dict[str, float]
+) -> None:
+    onnx.save(rows_through_gemm(rng, shape, **attributes), tmp_path / "model.onnx")
+    assert _prepare.prepare(_graph.load(tmp_path / "model.onnx"), ["gemm_to_matmul"]) == {}
+
+
 def test_a_change_is_not_credited_with_what_the_biases_gain(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +230,7 @@ def test_each_rule_keeps_what_is_computed(rng: np.random.Generator, tmp_path: Pa
     )
     cases = {"shortcut_to_conv": shortcut, "unfold_transpose": keys, "mean_to_pool": residual_net(rng)}
     cases["pad_channels"] = residual_net(rng)
+    cases["gemm_to_matmul"] = rows_through_gemm(rng, [-1, 16, 5], transB=1)
     for rule, model in cases.items():
         shape = [4] + [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]]
         data = rng.normal(size=shape).astype(np.float32)

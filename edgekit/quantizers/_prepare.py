@@ -174,7 +174,52 @@ def unfold_transpose(model: ir.Model) -> int:
     return count
 
 
+def gemm_to_matmul(model: ir.Model) -> int:
+    """Reshape → Gemm → Reshape (a Linear of rows, as onnxsim writes it) is MatMul → Add.
+
+    The Reshapes keep OpenVINO from fusing what is around the product, and :func:`select_early` ends at them.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    count = 0
+    for node in [node for node in model.graph if node.op_type == "Gemm"]:
+        flatten = node.inputs[0].producer() if node.inputs[0] is not None else None
+        readers, weight = node.outputs[0].consumers(), constant(node.inputs[1])
+        if flatten is None or len(readers) != 1 or weight is None or attribute(node, "transA", 0):
+            continue
+        if (flatten.op_type, readers[0].op_type) != ("Reshape", "Reshape") or node.outputs[0].is_graph_output():
+            continue
+        if not _same_rows(flatten.inputs[0], readers[0].outputs[0]):
+            continue
+        if {attribute(node, name, 1.0) for name in ("alpha", "beta")} != {1.0}:
+            continue
+        rows = node.inputs[1]
+        if attribute(node, "transB", 0):
+            rows = _graph.add_constant(model.graph, f"{node.name}_rows", np.ascontiguousarray(weight.T))
+        made = [ir.node("MatMul", [flatten.inputs[0], rows], name=node.name)]
+        made[0].outputs[0].name = f"{node.name}_product"
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            made.append(ir.node("Add", [made[0].outputs[0], node.inputs[2]], name=f"{node.name}_add"))
+        _replace(model.graph, readers[0], made)
+        model.graph.remove(node, safe=True)
+        if not flatten.outputs[0].consumers():
+            model.graph.remove(flatten, safe=True)
+        count += 1
+    return count
+
+
+def _same_rows(before: ir.Value | None, after: ir.Value) -> bool:
+    """Whether all axes but the last are as they were; as many elements are in them, so one may be unknown."""
+    shapes = [list(v.shape)[:-1] if v is not None and v.shape is not None else [] for v in (before, after)]
+    pairs = list(zip(*shapes, strict=False))
+    unknown = [pair for pair in pairs if not all(isinstance(size, int) for size in pair)]
+    same = all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+    return len(shapes[0]) == len(shapes[1]) > 1 and len(unknown) <= 1 and same
+
+
 RULES: dict[str, Callable[[ir.Model], int]] = {
+    "gemm_to_matmul": gemm_to_matmul,
     "mean_to_pool": mean_to_pool,
     "pad_channels": pad_channels,
     "select_early": select_early,
