@@ -23,10 +23,10 @@ from quantizing import (
 )
 
 import edgekit
-from edgekit import console
+from edgekit import backends, console
 from edgekit.errors import InputError, StageError, UnavailableError
 from edgekit.quantizers import _faster, _graph, _prepare, quantize_job, static
-from edgekit.target import load_target
+from edgekit.target import lacks, load_target
 from edgekit.workload import spool
 
 
@@ -337,6 +337,33 @@ def test_integers_stand_behind_convolutions_where_that_is_faster(
     assert readers[next(n for n in made.graph.node if n.name == "right").output[0]] == (
         "QuantizeLinear" if ratio == 0.9 else "Add"
     )
+
+
+def test_openvino_computes_patches_and_products_of_as_many_channels_in_integers(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """They shared a zero point, and OpenVINO computed both in float where it read the ONNX file itself."""
+    target = load_target("x86-openvino")
+    if lacks(target):
+        pytest.skip(lacks(target))
+    model = graph(
+        [
+            helper.make_node("Conv", ["x", "patches"], ["p"], "embed", strides=[4, 4]),
+            helper.make_node("Reshape", ["p", "flat"], ["f"], "flatten"),
+            helper.make_node("Transpose", ["f"], ["t"], "tokens", perm=[0, 2, 1]),
+            helper.make_node("MatMul", ["t", "weight"], ["m"], "product"),
+            helper.make_node("Add", ["m", "bias"], ["y"], "biased"),
+        ],
+        ["batch", 3, 16, 16],
+        {
+            "patches": rng.normal(0, 0.2, (32, 3, 4, 4)).astype(np.float32),
+            "flat": np.array([0, 32, 16]),
+            "weight": rng.normal(0, 0.2, (32, 32)).astype(np.float32),
+            "bias": rng.normal(size=32).astype(np.float32),
+        },
+    )
+    quantize(model, images(rng), tmp_path, target=target)
+    assert backends.int8_macs_share(backends.load("openvino").layers(tmp_path / "out.onnx", target)) == 1
 
 
 def test_first_layers_are_timed_by_the_targets_runtime(

@@ -148,7 +148,7 @@ def _dequantized(
             return other.outputs[0]
     inputs = [add_constant(graph, f"{stem}_q", integers), add_constant(graph, f"{stem}_scale", affine.scale)]
     if integers.dtype.name != "int32":  # a bias needs none; without a weight's, ONNX Runtime leaves a Gemm in float
-        inputs.append(_zero_point(graph, affine))
+        inputs.append(_zero_point(graph, affine, node.op_type))
     attributes = {} if affine.scale.ndim == 0 else {"axis": axis}
     made = ir.node("DequantizeLinear", inputs, attributes, name=name)
     made.outputs[0].name = name
@@ -156,10 +156,14 @@ def _dequantized(
     return made.outputs[0]
 
 
-def _zero_point(graph: ir.Graph, affine: Affine) -> ir.Value:
-    """An initializer that all with equal zero points share: 0 nearly everywhere, or one for each channel."""
+def _zero_point(graph: ir.Graph, affine: Affine, reader: str = "") -> ir.Value:
+    """An initializer that all with equal zero points share: 0 nearly everywhere, or one for each channel.
+
+    A vector of them is a weight's, and of one operator: OpenVINO, given the ONNX file itself, computes in float what
+    reads one that a convolution and a product share.
+    """
     zero = affine.zero_point
-    which = zero if zero.ndim == 0 else f"x{zero.size}"  # a vector is a weight's: zeros
+    which = zero if zero.ndim == 0 else f"{reader}_x{zero.size}"
     return add_constant(graph, f"zero_point_{zero.dtype}_{which}", zero)
 
 
