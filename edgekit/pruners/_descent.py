@@ -15,10 +15,8 @@ from edgekit.exported._graphmodule import Exported
 from edgekit.pruners._plan import Plan, feeds_for
 from edgekit.pruners._rewrite import Cut
 
-SAMPLES = 256  # at most, to judge a cut by
-FEW = 8  # at least
-PROBES = 3  # widths of a group that are run; the others lie between
-WORK = 5e11  # multiply-adds that may be spent on judging: 10 to 20 seconds of a desktop core
+SAMPLES = 384  # at most, to judge a cut by
+BALANCES = (0.0, 0.1, 0.3, 1.0)  # how much narrowness counts beside what a cut disturbs: all are tried
 LEAST = 0.125  # of a group's channels that stay
 
 
@@ -64,21 +62,29 @@ def none_of(plan: Plan) -> Tensor:
     return torch.zeros(plan.solved.count, dtype=torch.bool)
 
 
-def samples(plan: Plan, module: Exported, calibration: Any) -> list[Any]:
-    """Flat inputs to judge every group by: as many calibration samples as there is time for, or the example."""
+def samples(module: Exported, calibration: Any) -> list[Any]:
+    """Flat inputs to judge cuts by: calibration samples, or the example where there are none or batches are fixed."""
     from edgekit.exported import feeds_of
 
-    feeds = feeds_for(module)
-    if calibration is None or not all("name" in leaf for leaf in module.meta["edgekit"]["leaves"]):
+    meta, feeds = module.meta["edgekit"], feeds_for(module)
+    free = all("name" in leaf and 0 in meta["dynamic"].get(leaf["name"], {}) for leaf in meta["leaves"])
+    if calibration is None or not free:
         return feeds
-    most = min(SAMPLES, max(FEW, int(WORK / max(plan.macs() * PROBES * len(plan.groups), 1))))
     found: list[Tensor] = []
     for inputs, _ in calibration:
         batch = list(feeds_of(module, inputs).values())
         found = [torch.cat([a, b]) for a, b in zip(found, batch, strict=True)] if found else batch
-        if len(found[0]) >= most:
+        if len(found[0]) >= SAMPLES:
             break
-    return [t[:most] for t in found] or feeds
+    return [t[:SAMPLES] for t in found] or feeds
+
+
+def balanced(losses: list[list[float]], steps: list[list[int]], balance: float) -> list[list[float]]:
+    """The same losses and, so many times, −log of the share of its channels that each group keeps."""
+    return [
+        [lost + balance * math.log(widths[0] / width) for lost, width in zip(row, widths, strict=True)]
+        for row, widths in zip(losses, steps, strict=True)
+    ]
 
 
 class Ledger:

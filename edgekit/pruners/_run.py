@@ -14,7 +14,7 @@ from torch import Tensor
 from edgekit.console import warn
 from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
-from edgekit.pruners import Pruned, _descent, _macs, _mask
+from edgekit.pruners import Pruned, _descent, _macs, _mask, _rehearse
 from edgekit.pruners._coupling import Value, attribute
 from edgekit.pruners._groups import Group
 from edgekit.pruners._ids import Components
@@ -126,18 +126,20 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
 
 
 def _by_sensitivity(module: Exported, calibration: Any) -> Any:
-    """Widths by what they save for each bit of output that they disturb, measured on the data."""
+    """Widths by what they save for what they disturb, measured on the data, as they recover best."""
 
     def choose(plan: Plan, wish: Wish) -> Tensor:
         goal = goal_of(plan, wish)[1] or count_at(plan, wish)
         steps = [_steps(group, wish) for group in plan.groups]
-        losses = disturbances(plan, steps, _descent.order_of(plan), _descent.samples(plan, module, calibration))
+        feeds = _descent.samples(module, calibration)
+        losses = disturbances(plan, steps, _descent.order_of(plan), feeds)
         ledger = _ledger(plan, wish)
         whole = ledger.total([widths[0] for widths in steps])
-        path = _descent.descend(plan, steps, ledger, losses, goal / whole)
-        if path.predicted[-1] * whole > goal * (1 + 1e-9):
-            return chosen(plan, wish)  # beyond the narrowest widths that were tried: the same share of each
-        return path.gone[-1]
+        ways = [_descent.balanced(losses, steps, balance) for balance in _descent.BALANCES]
+        paths = [_descent.descend(plan, steps, ledger, way, goal / whole) for way in ways]
+        fitting = [path.gone[-1] for path in paths if path.predicted[-1] * whole <= goal * (1 + 1e-9)]
+        cuts = [*fitting, chosen(plan, wish)]  # and the same share of each
+        return cuts[_rehearse.best(plan, cuts, feeds)]
 
     return choose
 

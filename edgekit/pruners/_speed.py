@@ -23,10 +23,12 @@ from edgekit import child
 from edgekit.console import note, progress
 from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
-from edgekit.pruners import _cost
+from edgekit.pruners import _cost, _rehearse
 from edgekit.pruners._descent import (
+    BALANCES,
     Descent,
     Ledger,
+    balanced,
     descend,
     gone_of,
     none_of,
@@ -65,7 +67,11 @@ def choose(
     precision = str(latency.get("precision", "fp32"))
     steps = [widths(len(group.members)) for group in plan.groups]
     costs = _Costs(plan, steps, target, precision)
-    losses = disturbances(plan, steps, order_of(plan), samples(plan, module, calibration))
+    feeds = samples(module, calibration)
+    disturbed = disturbances(plan, steps, order_of(plan), feeds)
+    ways = [balanced(disturbed, steps, balance) for balance in BALANCES]
+    cuts = [descend(plan, steps, costs.ledger, way, 1 / goal).gone[-1] for way in ways]
+    losses = ways[_rehearse.best(plan, cuts, feeds)]
     best = 0.0
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         line = _Line(plan, target, precision, Path(folder), calibration)
