@@ -6,6 +6,7 @@ The model and its data are entries of the recipes; all of edgekit's defaults are
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -151,22 +152,34 @@ def uniform(rate: float) -> dict[str, float]:
     return ratios
 
 
-def equal_speed(epochs: int, precision: str = "fp32") -> None:
-    """Print the accuracy of measured widths and of uniform ones that are no faster, after the same recovery."""
-    fast: dict[str, Any] = {"name": "measured", "prune": {"target_speedup": GOALS["fp32"]}}
-    plain: list[dict[str, Any]] = [
-        {"name": f"uniform-{rate}", "prune": {"ratios": uniform(rate), "ratio": 0.0}} for rate in RATES
-    ]
-    rows = run([{"name": "fp32"}, *({**v, "recover": False} for v in (fast, *plain))])
-    speeds = {name: row["vs_reference"]["speedup"] for name, row in rows.items() if name != "fp32"}
-    # the fastest of the uniform ones that is not faster than the measured one, else the slowest
-    slower = [v for v in plain if speeds[v["name"]] <= 1.02 * speeds["measured"]]
-    rival = max(slower, key=lambda v: speeds[v["name"]]) if slower else plain[0]
-    recover = {"epochs": epochs, "precision": precision}
-    rows = run([{"name": "fp32"}, *({**v, "recover": recover} for v in (fast, rival))])
-    print(f"\n{epochs} epochs of recovery ({precision}) each; x86-cpu, fp32:\n")
-    print("| widths | speed-up without recovery | speed-up | MACs | accuracy |\n|---|---|---|---|---|")
-    for name in ("measured", rival["name"]):
+def equal_speed(epochs: int, precision: str = "fp32", shipped: str = "fp32") -> None:
+    """Print the accuracy of uniform widths and of measured ones that are asked to be as fast, after equal recovery.
+
+    Args:
+        epochs: Of recovery.
+        precision: Of recovery.
+        shipped: ``fp32`` or ``int8``. Of the uniform models the one nearest to the usual goal's speed is taken.
+    """
+    form: dict[str, Any] = {"quantize": "static"} if shipped == "int8" else {}
+    first: list[dict[str, Any]] = [{"name": "fp32"}, *([{"name": "int8", **form}] if form else [])]
+    plain = {f"uniform-{rate}": {"prune": {"ratios": uniform(rate), "ratio": 0.0}} for rate in RATES}
+
+    def gained(rows: dict[str, dict[str, Any]], name: str) -> float:
+        speeds = [(rows[n]["vs_reference"] or {}).get("speedup") or 1.0 for n in (name, shipped)]
+        return float(speeds[0] / speeds[1])
+
+    rows = run([*first, *({"name": n, **v, **form, "recover": False} for n, v in plain.items())])
+    speeds = {name: gained(rows, name) for name in plain}
+    print(
+        "uniform widths:", ", ".join(f"{name} {speed:.3f} times as fast" for name, speed in speeds.items()), flush=True
+    )
+    rival = min(plain, key=lambda name: abs(math.log(speeds[name] / GOALS[shipped])))
+    recover = {"recover": {"epochs": epochs, "precision": precision}}
+    pair = {"measured": {"prune": {"target_speedup": round(speeds[rival], 3)}}, rival: plain[rival]}
+    rows = run([*first, *({"name": n, **v, **form, **recover} for n, v in pair.items())])
+    print(f"\n{epochs} epochs of recovery ({precision}) each; x86-cpu, {shipped}:\n")
+    print("| widths | speed-up over the whole model | MACs | parameters | accuracy |\n|---|---|---|---|---|")
+    for name in (shipped, *pair):
         row = rows[name]
-        cells = [name, f"{speeds[name]:.3f}", f"{row['vs_reference']['speedup']:.3f}", row["macs"]]
-        print(f"| {' | '.join(map(str, cells))} | {row['metric']['value']:.4f} |")
+        cells = [name, f"{gained(rows, name):.3f}", row["macs"], row["parameters"], f"{row['metric']['value']:.4f}"]
+        print(f"| {' | '.join(map(str, cells))} |")

@@ -9,7 +9,7 @@
         --seeds 0 --epochs 30 --precision bf16 --speedup 1.1      (chosen for int8 kernels, pruned and quantized)
     python benchmarks/pruning.py --speed x86-openvino  target_speedup on the ResNet-20: asked for and measured
     python benchmarks/pruning.py --widths x86-cpu      what a convolution takes by its number of channels
-    python benchmarks/pruning.py --equal               its accuracy beside uniform pruning's at the same measured speed
+    python benchmarks/pruning.py --equal int8          its accuracy beside uniform pruning's at the same measured speed
 
 Weights of the zoo are random (coverage does not depend on them), every zero-initialized one redrawn so that no output
 hides an error. Each architecture runs in a process of its own. torch-pruning runs as its README says:
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--speedup", type=float, help="of the ResNet-20 at int8 over the unpruned int8 one, instead")
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--widths", nargs="?", const="x86-cpu", metavar="TARGET")
-    parser.add_argument("--equal", action="store_true")
+    parser.add_argument("--equal", nargs="?", const="fp32", choices=("fp32", "int8"))
     options = parser.parse_args()
     if options.accuracy:
         if options.seeds:
@@ -216,7 +216,7 @@ def main() -> None:
     elif options.widths:
         _pruning_resnet20.widths(options.widths)
     elif options.equal:
-        _pruning_resnet20.equal_speed(1 if options.epochs is None else options.epochs, options.precision)
+        _pruning_resnet20.equal_speed(1 if options.epochs is None else options.epochs, options.precision, options.equal)
     else:
         names = options.names or [*zoo.TORCHVISION, *zoo.TIMM, *zoo.OTHERS]
         if options.timm:

@@ -44,7 +44,7 @@ from edgekit.pruners._rules_math import bound
 from edgekit.pruners._sensitivity import disturbances
 from edgekit.target import Target
 
-SLACK = 0.03  # a goal counts as reached this far below it: what a short measurement can't tell apart
+SLACK = 0.015  # a goal counts as reached this far below it: what a careful measurement can't tell apart
 TRIALS, CHECKS, PATHS = 6, 3, 4
 EMPTY = 0.05  # a step is empty where whole models gain so much less than was predicted
 GLANCE = {"pairs": 4, "max_pairs": 6, "budget_s": 40, "precision": 0.02}  # [measure] of a candidate
