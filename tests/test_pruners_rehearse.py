@@ -103,3 +103,26 @@ def test_a_fixed_batch_is_judged_by_the_example() -> None:
     batches: list[Any] = [(torch.randn(2, 3, 4, 4), None) for _ in range(100)]
     result = edgekit.prune(Fixed(), torch.randn(2, 3, 4, 4), target_macs=0.5, calibration=batches)
     assert result.macs[1] <= 0.5 * result.macs[0]
+
+
+class Mean(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean()
+
+
+class Class(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+class Frozen(Net):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("model", [Mean, Class, Frozen])
+def test_what_can_not_be_taught_is_pruned_all_the_same(model: type[Net]) -> None:
+    batches: list[Any] = [(torch.randn(64, 3, 4, 4), None) for _ in range(3)]
+    result = edgekit.prune(model(), torch.randn(2, 3, 4, 4), target_macs=0.5, calibration=batches)
+    assert result.macs[1] <= 0.5 * result.macs[0]

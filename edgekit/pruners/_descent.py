@@ -15,7 +15,7 @@ from edgekit.exported._graphmodule import Exported
 from edgekit.pruners._plan import Plan, feeds_for
 from edgekit.pruners._rewrite import Cut
 
-SAMPLES = 384  # at most, to judge a cut by
+SAMPLES, BYTES = 384, 2**28  # at most, to judge cuts by
 BALANCES = (0.0, 0.1, 0.3, 1.0)  # how much narrowness counts beside what a cut disturbs: all are tried
 LEAST = 0.125  # of a group's channels that stay
 
@@ -74,7 +74,7 @@ def samples(module: Exported, calibration: Any) -> list[Any]:
     for inputs, _ in calibration:
         batch = list(feeds_of(module, inputs).values())
         found = [torch.cat([a, b]) for a, b in zip(found, batch, strict=True)] if found else batch
-        if len(found[0]) >= SAMPLES:
+        if len(found[0]) >= SAMPLES or sum(t.nbytes for t in found) >= BYTES:
             break
     return [t[:SAMPLES] for t in found] or feeds
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgekit.console import note, track
+from edgekit.exported._graphmodule import Exported
 from edgekit.pruners._plan import Plan
 from edgekit.pruners._rewrite import rewrite
 from edgekit.pruners._sensitivity import error, outputs
@@ -36,20 +37,23 @@ def best(plan: Plan, cuts: list[Tensor], feeds: list[Any]) -> int:
     places = sorted(distinct.values())
     work = sum(3 * plan.macs(plan.cut(cuts[place])) * BATCH for place in places)
     steps = min(STEPS, int(WORK / max(work, 1)))
-    if len(places) == 1 or not _batches(feeds):
+    if len(places) == 1 or any(not isinstance(f, Tensor) or len(f) < HELD_OUT * BATCH for f in feeds):
         return places[0]
     if steps < FEWEST:
         note("the model is too large to rehearse its recovery: its widths go by what they disturb alone")
         return places[0]
-    with torch.no_grad():
-        expected = outputs(plan.analysis.module, feeds)
+    expected = _answers(plan.analysis.module, feeds)
+    if any(len(e) != len(feeds[0]) for e in expected):
+        return places[0]  # outputs that are not one for each sample can't be learned in batches
     found = [_rehearsed(plan, cuts[place], feeds, expected, steps) for place in track(places, "rehearsing recovery")]
     return places[min(range(len(found)), key=found.__getitem__)]
 
 
-def _batches(feeds: list[Any]) -> bool:
-    """Whether there are samples for a batch to train on and one to judge by."""
-    return all(isinstance(f, Tensor) and f.dim() and len(f) >= HELD_OUT * BATCH for f in feeds)
+@torch.no_grad()
+def _answers(module: Exported, feeds: list[Tensor]) -> list[Tensor]:
+    """The outputs for all samples, computed batch by batch."""
+    parts = [outputs(module, list(batch)) for batch in zip(*(f.split(BATCH) for f in feeds), strict=True)]
+    return [torch.cat([torch.atleast_1d(t) for t in column]) for column in zip(*parts, strict=True)]
 
 
 def _rehearsed(plan: Plan, gone: Tensor, feeds: list[Tensor], expected: list[Tensor], steps: int) -> float:
@@ -68,10 +72,11 @@ def _rehearsed(plan: Plan, gone: Tensor, feeds: list[Tensor], expected: list[Ten
             rows = (~held).nonzero()[:, 0]
             rows = rows[torch.randperm(len(rows))[:BATCH]]
             loss = error(outputs(student, [f[rows] for f in feeds]), [e[rows] for e in expected])
+            if not loss.requires_grad:
+                break  # whole numbers, or a model that runs under no_grad
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    with torch.no_grad():
-        lost = float(error(outputs(student.eval(), [f[held] for f in feeds]), [e[held] for e in expected]))
+    lost = float(error(_answers(student.eval(), [f[held] for f in feeds]), [e[held] for e in expected]))
     return lost if math.isfinite(lost) else math.inf
