@@ -22,7 +22,7 @@ from edgekit.pruners._sensitivity import error, outputs
 STEPS, FEWEST, BATCH = 60, 16, 32
 HELD_OUT = 4  # every so many-th sample judges
 RATE = 0.05  # as recovery's own
-WORK = 3e12  # multiply-adds that may be spent: one to a few minutes of a desktop core
+WORK = 1e12  # multiply-adds that may be spent: a minute of a desktop core or two
 
 
 def best(plan: Plan, cuts: list[Tensor], feeds: list[Any]) -> int:
