@@ -161,9 +161,11 @@ def test_openvinos_scheme_leaves_convolutions_outputs_float(rng: np.random.Gener
     assert report["sqnr_db"] > 25
 
 
-def rows_through_gemm(rng: np.random.Generator, shape: list[int], **attributes: float) -> onnx.ModelProto:
-    """Reshape → Gemm → Reshape to ``shape``, as onnxsim writes a Linear of rows."""
-    weight = rng.normal(size=(5, 8) if attributes.get("transB") else (8, 5)).astype(np.float32)
+def rows_through_gemm(
+    rng: np.random.Generator, shape: list[int], width: int = 8, **attributes: float
+) -> onnx.ModelProto:
+    """Reshape to rows of a width → Gemm → Reshape to ``shape``: with 8, as onnxsim writes a Linear of rows."""
+    weight = rng.normal(size=(5, width) if attributes.get("transB") else (width, 5)).astype(np.float32)
     return graph(
         [
             helper.make_node("Reshape", ["x", "rows"], ["a"], "flatten"),
@@ -172,7 +174,7 @@ def rows_through_gemm(rng: np.random.Generator, shape: list[int], **attributes: 
         ],
         ["batch", 16, 8],
         {
-            "rows": np.array([-1, 8]),
+            "rows": np.array([-1, width]),
             "shape": np.array(shape),
             "weight": weight,
             "bias": rng.normal(size=5).astype(np.float32),
@@ -181,14 +183,20 @@ def rows_through_gemm(rng: np.random.Generator, shape: list[int], **attributes: 
 
 
 @pytest.mark.parametrize(
-    ("shape", "attributes"),
-    [([-1, 8, 10], {}), ([-1, 4, 4, 5], {}), ([16, -1, 5], {}), ([-1, 16, 5], {"alpha": 2.0})],
-    ids=["other rows", "another axis", "turned", "scaled"],
+    ("shape", "width", "attributes"),
+    [
+        ([-1, 8, 10], 8, {}),
+        ([-1, 4, 4, 5], 8, {}),
+        ([16, -1, 5], 8, {}),
+        ([-1, 16, 10], 4, {}),
+        ([-1, 16, 5], 8, {"alpha": 2.0}),
+    ],
+    ids=["other rows", "another axis", "turned", "two to a row", "scaled"],
 )
 def test_a_gemm_that_does_more_than_rows_stays(
-    rng: np.random.Generator, tmp_path: Path, shape: list[int], attributes: dict[str, float]
+    rng: np.random.Generator, tmp_path: Path, shape: list[int], width: int, attributes: dict[str, float]
 ) -> None:
-    onnx.save(rows_through_gemm(rng, shape, **attributes), tmp_path / "model.onnx")
+    onnx.save(rows_through_gemm(rng, shape, width, **attributes), tmp_path / "model.onnx")
     assert _prepare.prepare(_graph.load(tmp_path / "model.onnx"), ["gemm_to_matmul"]) == {}
 
 

@@ -190,7 +190,7 @@ def gemm_to_matmul(model: ir.Model) -> int:
             continue
         if (flatten.op_type, readers[0].op_type) != ("Reshape", "Reshape") or node.outputs[0].is_graph_output():
             continue
-        if not _same_rows(flatten.inputs[0], readers[0].outputs[0]):
+        if not _same_rows(flatten, readers[0]):
             continue
         if {attribute(node, name, 1.0) for name in ("alpha", "beta")} != {1.0}:
             continue
@@ -209,13 +209,18 @@ def gemm_to_matmul(model: ir.Model) -> int:
     return count
 
 
-def _same_rows(before: ir.Value | None, after: ir.Value) -> bool:
-    """Whether all axes but the last are as they were; as many elements are in them, so one may be unknown."""
-    shapes = [list(v.shape)[:-1] if v is not None and v.shape is not None else [] for v in (before, after)]
-    pairs = list(zip(*shapes, strict=False))
-    unknown = [pair for pair in pairs if not all(isinstance(size, int) for size in pair)]
-    same = all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
-    return len(shapes[0]) == len(shapes[1]) > 1 and len(unknown) <= 1 and same
+def _same_rows(flatten: ir.Node, unflatten: ir.Node) -> bool:
+    """Whether rows stay rows: the last axis is kept, and all others are in the end as they were.
+
+    As many elements are in them, so one may be unknown.
+    """
+    values = (flatten.inputs[0], flatten.outputs[0], unflatten.outputs[0])
+    before, rows, after = (list(v.shape) if v is not None and v.shape is not None else [] for v in values)
+    if not len(before) == len(after) > 2 == len(rows) or before[-1] != rows[-1] or not isinstance(rows[-1], int):
+        return False
+    pairs = list(zip(before[:-1], after[:-1], strict=True))
+    known = [a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int)]
+    return all(known) and len(known) >= len(pairs) - 1
 
 
 RULES: dict[str, Callable[[ir.Model], int]] = {
