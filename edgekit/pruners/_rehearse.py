@@ -21,7 +21,7 @@ from edgekit.pruners._sensitivity import error, outputs
 
 STEPS, FEWEST, BATCH = 60, 16, 32
 HELD_OUT = 4  # every so many-th sample judges
-RATE = 0.05  # as recovery's own
+RATE, NORM = 0.05, 1.0  # as recovery's own; longer gradients are shortened to that
 WORK = 1e12  # multiply-adds that may be spent: a minute of a desktop core or two
 
 
@@ -76,6 +76,7 @@ def _rehearsed(plan: Plan, gone: Tensor, feeds: list[Tensor], expected: list[Ten
                 break  # whole numbers, or a model that runs under no_grad
             optimizer.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(learned, NORM)
             optimizer.step()
             schedule.step()
     lost = float(error(_answers(student.eval(), [f[held] for f in feeds]), [e[held] for e in expected]))
