@@ -193,6 +193,19 @@ def test_weights_mixed_for_each_image_from_a_bank() -> None:
     assert result.model.state_dict()["bank"].shape == (3, 12, 6, 3, 3)
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_channel_that_a_slice_takes_alone_stays(step: int) -> None:
+    """As FocalNet's gates: each weighs all channels of a level."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, gates = m.stem(x).split([20, 3], 1)
+        y = sum(F.gelu(m.level(y)) * gates[:, i : 3 if step == 3 else i + 1 : step] for i in (0, 1, 2)) + m.level(y)
+        return m.head(pooled(y))
+
+    result = proved(Layers(forward, stem=conv(3, 23), level=conv(20, 20), head=nn.Linear(20, 4)), IMAGE)
+    assert result.model.state_dict()["stem.weight"].shape[0] == 12 + 3
+
+
 @pytest.mark.parametrize("table", ["edgekit.pruners._coupling.RULES", "edgekit.pruners._rewrite.SIZES"])
 def test_a_rule_that_raises_costs_ratio_and_is_called_a_fault(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from edgekit.pruners._coupling import Analysis, Value, attribute, describe, rule
 from edgekit.pruners._rules_math import bound, elementwise
 
 
-def cut(ids: Tensor, d: int, start: int, end: int, step: int = 1) -> Tensor:
+def cut(ids: Tensor, d: int, start: int, end: int) -> Tensor:
     """Ids of a slice along ``d``; ids that do not vary there stay."""
-    return ids if ids.shape[d] == 1 else ids[(slice(None),) * d + (slice(start, end, step),)]
+    return ids if ids.shape[d] == 1 else ids[(slice(None),) * d + (slice(start, end),)]
 
 
 @rule("aten.slice.Tensor", "aten.narrow.default")
@@ -27,7 +27,14 @@ def slice_(state: Analysis, node: Node) -> Value:
         return state.like(node, {k: ids for k, ids in x.layers.items() if ids.shape[d] == 1})
     if step != 1:
         return picked(state, node, x, d, torch.arange(x.shape[d])[start:end:step])
-    return state.like(node, {k: cut(ids, d, start, end, step) for k, ids in x.layers.items()})
+    return _taken(state, node, {k: cut(ids, d, start, end) for k, ids in x.layers.items()}, d)
+
+
+def _taken(state: Analysis, node: Node, layers: dict[int, Tensor], d: int) -> Value:
+    """What was taken along ``d``; a channel that is taken alone stays, for a dimension is never emptied."""
+    if state.shapes[node][d] == 1:
+        state.ids.freeze(layers.get(d), f"{describe(node)} takes it alone")
+    return state.like(node, layers)
 
 
 def picked(state: Analysis, node: Node, x: Value, d: int, places: Tensor) -> Value:
@@ -38,7 +45,7 @@ def picked(state: Analysis, node: Node, x: Value, d: int, places: Tensor) -> Val
             for o, size in enumerate(ids.shape):
                 ids = state.ids.tie_along(ids, o, describe(node)) if o != d and size > 1 else ids
         layers[k] = ids.index_select(d, places) if ids.shape[d] > 1 else ids
-    return state.like(node, layers)
+    return _taken(state, node, layers, d)
 
 
 def slice_bounds(state: Any, node: Node) -> tuple[Value, int, int | None, int | None, int]:
