@@ -25,8 +25,10 @@ RATE, NORM = 0.05, 1.0  # as recovery's own; longer gradients are shortened to t
 WORK = 1e12  # multiply-adds that may be spent: a minute of a desktop core or two
 
 
-def best(plan: Plan, cuts: list[Tensor], feeds: list[Any]) -> int:
-    """The place of the cut whose outputs are nearest to the original's after a rehearsal; 0 where none can be run.
+def ranked(plan: Plan, cuts: list[Tensor], feeds: list[Any]) -> list[int]:
+    """The places of distinct cuts, first the one whose outputs are nearest to the original's after a rehearsal.
+
+    Where none can be run, they stay in their order.
 
     Args:
         plan: The coupled model.
@@ -38,15 +40,17 @@ def best(plan: Plan, cuts: list[Tensor], feeds: list[Any]) -> int:
     work = sum(3 * plan.macs(plan.cut(cuts[place])) * BATCH for place in places)
     steps = min(STEPS, int(WORK / max(work, 1)))
     if len(places) == 1 or any(not isinstance(f, Tensor) or len(f) < HELD_OUT * BATCH for f in feeds):
-        return places[0]
+        return places
     if steps < FEWEST:
         note("the model is too large to rehearse its recovery: its widths go by what they disturb alone")
-        return places[0]
+        return places
     expected = _answers(plan.analysis.module, feeds)
     if any(len(e) != len(feeds[0]) for e in expected):
-        return places[0]  # outputs that are not one for each sample can't be learned in batches
-    found = [_rehearsed(plan, cuts[place], feeds, expected, steps) for place in track(places, "rehearsing recovery")]
-    return places[min(range(len(found)), key=found.__getitem__)]
+        return places  # outputs that are not one for each sample can't be learned in batches
+    lost = {
+        place: _rehearsed(plan, cuts[place], feeds, expected, steps) for place in track(places, "rehearsing recovery")
+    }
+    return sorted(places, key=lost.__getitem__)
 
 
 @torch.no_grad()

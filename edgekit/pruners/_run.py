@@ -139,7 +139,7 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Any:
         paths = [_descent.descend(plan, steps, ledger, way, goal / whole) for way in ways]
         fitting = [path.gone[-1] for path in paths if path.predicted[-1] * whole <= goal * (1 + 1e-9)]
         cuts = [*fitting, chosen(plan, wish)]  # and the same share of each
-        return cuts[_rehearse.best(plan, cuts, feeds)]
+        return cuts[_rehearse.ranked(plan, cuts, feeds)[0]]
 
     return choose
 

@@ -3,8 +3,10 @@
 Layers are costed alone (:mod:`edgekit.pruners._cost`); channels then go, group by group, to
 whichever measured width saves most time for what it costs in output. The path of ever smaller
 models is searched for the one that reaches the goal by measuring whole models against the
-original, interleaved, as the line will build them. Where none does, the step that gained least of
-what its layers alone had promised is taken back, and the path is made anew without it.
+original, interleaved, as the line will build them. Of several cuts that cost just as much, the
+one that is as fast and recovers best in a rehearsal (:mod:`edgekit.pruners._rehearse`) is taken.
+Where none reaches the goal, the step that gained least of what its layers alone had promised is
+taken back, and the path is made anew without it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -71,21 +74,23 @@ def choose(
     disturbed = disturbances(plan, steps, order_of(plan), feeds)
     ways = [balanced(disturbed, steps, balance) for balance in BALANCES]
     cuts = [descend(plan, steps, costs.ledger, way, 1 / goal).gone[-1] for way in ways]
-    losses = ways[_rehearse.best(plan, cuts, feeds)]
+    losses = ways[_rehearse.ranked(plan, cuts, feeds)[0]]
     best = 0.0
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         line = _Line(plan, target, precision, Path(folder), calibration)
         for _ in range(PATHS):
             path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
             number, speeds = _searched(path, goal, line)
-            gone, speed = path.gone[number], speeds[number]
-            if speed > goal * (1 + SLACK):  # a long step went past it: widen groups again, to a little past it
-                share = path.predicted[number] * speed / (goal * (1 + SLACK))
-                wider = descend(plan, steps, costs.ledger, losses, share).gone[-1]
-                if (found := line.speed(wider, CAREFUL)) >= goal * (1 - SLACK):
-                    gone, speed = wider, found
-            if speed >= goal * (1 - SLACK):
-                return gone, speed, [_told(path, speeds)]
+            if speeds[number] >= goal * (1 - SLACK):
+                room = max(1.0, speeds[number] / (goal * (1 + SLACK)))  # where a long step went past the goal
+                share = path.predicted[number] * room
+                cuts = [descend(plan, steps, costs.ledger, way, share).gone[-1] for way in ways]
+                cuts.append(path.gone[number])
+                for place in _rehearse.ranked(plan, cuts, feeds):
+                    known = torch.equal(cuts[place], path.gone[number])
+                    speed = speeds[number] if known else line.speed(cuts[place], CAREFUL)
+                    if speed >= goal * (1 - SLACK):
+                        return cuts[place], speed, [_told(path, speeds)]
             best = max(best, *speeds.values())
             if (empty := _empty_step(path, speeds, line)) is None:
                 break
