@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import edgekit
 from edgekit import exported, rooms
-from edgekit.pruners import _rehearse
+from edgekit.pruners import _descent, _rehearse
+from edgekit.pruners._macs import macs_of
 from edgekit.pruners._plan import Plan, Wish, prune_once
 from edgekit.pruners._rewrite import rewrite
 from edgekit.pruners._sensitivity import disturbances, error, outputs
@@ -93,6 +94,14 @@ def test_a_group_that_is_lost_costs_more_with_every_further_channel(plan: Plan) 
         each = [lost / (16 - width) for lost, width in zip(row[1:], steps[0][1:], strict=True)]
         assert each[0] > 0
         assert each == sorted(each)
+
+
+def test_an_even_cut_leaves_each_group_the_same_share_and_keeps_to_the_cost(plan: Plan) -> None:
+    steps = [_descent.widths(len(group.members)) for group in plan.groups]
+    ledger = _descent.Ledger(plan, plan.costly, lambda node, cut: macs_of(plan.analysis, node, cut.shape))
+    gone = _descent.even(plan, steps, ledger, 0.5)
+    assert [int(gone[group.members].sum()) for group in plan.groups] == [8, 8]
+    assert plan.macs(plan.cut(gone)) <= 0.5 * plan.macs()
 
 
 def test_a_fixed_batch_is_judged_by_the_example() -> None:

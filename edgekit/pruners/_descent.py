@@ -175,6 +175,16 @@ def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[lis
     return path
 
 
+def even(plan: Plan, steps: list[list[int]], ledger: Ledger, floor: float) -> Tensor:
+    """The cut that leaves every group the same share, in widths that are tried, and costs at most this share."""
+    whole = ledger.total([widths[0] for widths in steps])
+    for share in (percent / 100 for percent in range(100, 0, -1)):
+        kept = [min((abs(width - share * widths[0]), width) for width in widths)[1] for widths in steps]
+        if ledger.total(kept) <= whole * floor:
+            break
+    return gone_of(plan, ledger.order, kept)
+
+
 def _refill(steps: list[list[int]], at: list[int], ledger: Ledger, losses: list[list[float]], room: float) -> float:
     """Widen groups again, whichever undoes most disturbance, as long as the cost has room; what was spent."""
     spent = 0.0

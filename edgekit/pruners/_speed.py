@@ -33,6 +33,7 @@ from edgekit.pruners._descent import (
     Ledger,
     balanced,
     descend,
+    even,
     gone_of,
     none_of,
     order_of,
@@ -85,7 +86,7 @@ def choose(
                 room = max(1.0, speeds[number] / (goal * (1 + SLACK)))  # where a long step went past the goal
                 share = path.predicted[number] * room
                 cuts = [descend(plan, steps, costs.ledger, way, share).gone[-1] for way in ways]
-                cuts.append(path.gone[number])
+                cuts += [even(plan, steps, costs.ledger, share), path.gone[number]]
                 for place in _rehearse.ranked(plan, cuts, feeds):
                     known = torch.equal(cuts[place], path.gone[number])
                     speed = speeds[number] if known else line.speed(cuts[place], CAREFUL)
