@@ -53,7 +53,6 @@ TRIALS, CHECKS, PATHS = 6, 3, 4
 EMPTY = 0.05  # a step is empty where whole models gain so much less than was predicted
 GLANCE = {"pairs": 4, "max_pairs": 6, "budget_s": 40, "precision": 0.02}  # [measure] of a candidate
 CAREFUL = {"pairs": 12, "max_pairs": 20, "budget_s": 90, "precision": 0.015}  # and of the one that is returned
-OFF = (1.0, 1.05, 1.1)  # what even widths cost together may be so far from what their layers cost alone
 CALIBRATION = 64  # samples of a candidate's ranges, which its speed does not depend on
 
 
@@ -87,8 +86,7 @@ def choose(
                 room = max(1.0, speeds[number] / (goal * (1 + SLACK)))  # where a long step went past the goal
                 share = path.predicted[number] * room
                 cuts = [descend(plan, steps, costs.ledger, way, share).gone[-1] for way in ways]
-                cuts += [even(plan, steps, costs.ledger, share * more) for more in OFF]
-                cuts.append(path.gone[number])
+                cuts += [even(plan, steps, costs.ledger, share), path.gone[number]]
                 for place in _rehearse.ranked(plan, cuts, feeds):
                     known = torch.equal(cuts[place], path.gone[number])
                     speed = speeds[number] if known else line.speed(cuts[place], CAREFUL)
