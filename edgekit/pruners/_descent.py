@@ -79,11 +79,12 @@ def samples(module: Exported, calibration: Any) -> list[Any]:
     return [t[:SAMPLES] for t in found] or feeds
 
 
-def balanced(losses: list[list[float]], steps: list[list[int]], balance: float) -> list[list[float]]:
-    """The same losses and, so many times, −log of the share of its channels that each group keeps."""
+def balanced(losses: list[list[float]], steps: list[list[int]]) -> list[list[list[float]]]:
+    """For each of BALANCES, the losses and, so many times, −log of the share of its channels that a group keeps."""
+    narrow = [[math.log(widths[0] / width) for width in widths] for widths in steps]
     return [
-        [lost + balance * math.log(widths[0] / width) for lost, width in zip(row, widths, strict=True)]
-        for row, widths in zip(losses, steps, strict=True)
+        [[a + balance * b for a, b in zip(*rows, strict=True)] for rows in zip(losses, narrow, strict=True)]
+        for balance in BALANCES
     ]
 
 

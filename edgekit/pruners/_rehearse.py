@@ -37,10 +37,10 @@ def ranked(plan: Plan, cuts: list[Tensor], feeds: list[Any]) -> list[int]:
     """
     distinct = {cut.numpy().tobytes(): place for place, cut in reversed(list(enumerate(cuts)))}
     places = sorted(distinct.values())
-    work = sum(3 * plan.macs(plan.cut(cuts[place])) * BATCH for place in places)
-    steps = min(STEPS, int(WORK / max(work, 1)))
     if len(places) == 1 or any(not isinstance(f, Tensor) or len(f) < HELD_OUT * BATCH for f in feeds):
         return places
+    work = sum(3 * plan.macs(plan.cut(cuts[place])) * BATCH for place in places)
+    steps = min(STEPS, int(WORK / max(work, 1)))
     if steps < FEWEST:
         note("the model is too large to rehearse its recovery: its widths go by what they disturb alone")
         return places
@@ -72,9 +72,9 @@ def _rehearsed(plan: Plan, gone: Tensor, feeds: list[Tensor], expected: list[Ten
             parameter.requires_grad_(True)
         optimizer = torch.optim.SGD(learned, RATE, momentum=0.9, nesterov=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
+        others = (~held).nonzero()[:, 0]
         for _ in range(steps):
-            rows = (~held).nonzero()[:, 0]
-            rows = rows[torch.randperm(len(rows))[:BATCH]]
+            rows = others[torch.randperm(len(others))[:BATCH]]
             loss = error(outputs(student, [f[rows] for f in feeds]), [e[rows] for e in expected])
             if not loss.requires_grad:
                 break  # whole numbers, or a model that runs under no_grad

@@ -135,7 +135,7 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Any:
         losses = disturbances(plan, steps, _descent.order_of(plan), feeds)
         ledger = _ledger(plan, wish)
         whole = ledger.total([widths[0] for widths in steps])
-        ways = [_descent.balanced(losses, steps, balance) for balance in _descent.BALANCES]
+        ways = _descent.balanced(losses, steps)
         paths = [_descent.descend(plan, steps, ledger, way, goal / whole) for way in ways]
         fitting = [path.gone[-1] for path in paths if path.predicted[-1] * whole <= goal * (1 + 1e-9)]
         cuts = [*fitting, chosen(plan, wish)]  # and the same share of each

@@ -28,7 +28,6 @@ from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import _cost, _rehearse
 from edgekit.pruners._descent import (
-    BALANCES,
     Descent,
     Ledger,
     balanced,
@@ -72,8 +71,7 @@ def choose(
     steps = [widths(len(group.members)) for group in plan.groups]
     costs = _Costs(plan, steps, target, precision)
     feeds = samples(module, calibration)
-    disturbed = disturbances(plan, steps, order_of(plan), feeds)
-    ways = [balanced(disturbed, steps, balance) for balance in BALANCES]
+    ways = balanced(disturbances(plan, steps, order_of(plan), feeds), steps)
     cuts = [descend(plan, steps, costs.ledger, way, 1 / goal).gone[-1] for way in ways]
     losses = ways[_rehearse.ranked(plan, cuts, feeds)[0]]
     best = 0.0
