@@ -22,6 +22,8 @@ class Scheme(BaseModel):
         elementwise: Operators that run in integers between integer neighbours.
         quantize_outputs: Operators of ``compute`` whose integer kernel is only used if their output is quantized.
         timed_outputs: Operators whose outputs are quantized too where that is measured to be faster.
+        silu: Whether a SiLU between integers (a Sigmoid and a Mul of ``elementwise``) computes in integers or in float;
+            ``timed``: in float where that is measured to be faster.
         quantize_skips: Whether a residual's float Add reads the integers too, where its other reader has them made.
         embeddings: Whether tables that rows are gathered from are int8, turned into floats behind the Gather.
         products: Whether products of two activations (attention's) run in integers.
@@ -42,6 +44,7 @@ class Scheme(BaseModel):
     elementwise: tuple[str, ...] = ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid")
     quantize_outputs: tuple[str, ...] = ("Conv",)
     timed_outputs: tuple[str, ...] = ()
+    silu: Literal["integer", "float", "timed"] = "timed"
     quantize_skips: bool = False
     embeddings: bool = True
     products: bool = False

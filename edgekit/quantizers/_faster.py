@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import backends, console
 from edgekit.errors import EdgekitError
-from edgekit.quantizers import _graph, _place, _prepare, _ranges
+from edgekit.quantizers import _graph, _place, _prepare, _ranges, _silu
 from edgekit.quantizers._calibrate import Collector
 from edgekit.quantizers._draft import Draft
 from edgekit.quantizers._samples import Samples
@@ -34,7 +34,7 @@ REASON = "faster in float on the target, as measured"
 MOST_FLOAT = 0.045  # of the multiply-adds: the rest must be integers
 LEAST_MACS = 100_000_000  # a smaller model runs for so short a time that a few percent can't be told
 WORTH = 0.97  # of the time, for layers in float; and that in MOST_ROUNDS of the rounds
-WORTH_OUTPUTS = 0.985  # for integers behind layers, which cost accuracy no more than the runtimes' own tools do
+WORTH_SCHEME = 0.985  # for another scheme, which costs accuracy no more than the runtimes' own tools do
 MOST_ROUNDS = 0.8
 ROUNDS, LEAST_ROUNDS, BUDGET_S = 25, 9, 4.0
 FEW = 4  # samples: a kernel's time does not depend on the ranges
@@ -52,20 +52,34 @@ def behind_layers(model: ir.Model, data: Samples, target: Target) -> tuple[Targe
         The target, its scheme's ``quantize_outputs`` filled in where that is faster, and for a report: the time with
         them / without; None where it was not timed.
     """
-    scheme = target.quantize
-    if not scheme.timed_outputs or _macs(model, target) is None:
+    outputs = target.quantize.timed_outputs
+    if not outputs:
         return target, None
-    more = scheme.model_copy(update={"quantize_outputs": scheme.timed_outputs})
-    other = target.model_copy(update={"quantize": more})
-    console.note(
-        f"timing on {target.name} whether it is faster with integers behind {', '.join(more.quantize_outputs)}"
-    )
+    return _tried(model, data, target, {"quantize_outputs": outputs}, f"with integers behind {', '.join(outputs)}")
+
+
+def float_silu(model: ir.Model, data: Samples, target: Target) -> tuple[Target, float | None]:
+    """Whether a SiLU between integers computes in float; arguments and what is returned as :func:`behind_layers`."""
+    scheme = target.quantize
+    if scheme.silu != "timed" or "Sigmoid" not in scheme.elementwise or not any(_silu.silus(model.graph)):
+        return target, None
+    return _tried(model, data, target, {"silu": "float"}, "with SiLU in float")
+
+
+def _tried(
+    model: ir.Model, data: Samples, target: Target, update: dict[str, Any], words: str
+) -> tuple[Target, float | None]:
+    """The target, its scheme updated if that is faster, and the time with the update / without."""
+    if _macs(model, target) is None:
+        return target, None
+    other = target.model_copy(update={"quantize": target.quantize.model_copy(update=update)})
+    console.note(f"timing on {target.name} whether it is faster {words}")
     try:
         ratio, share = _ratio(*_times(model, [(target, ()), (other, ())], data))
     except EdgekitError as error:
         console.note(f"not timed: {error.problem}")
         return target, None
-    return (other if ratio < WORTH_OUTPUTS and share >= MOST_ROUNDS else target), round(ratio, 3)
+    return (other if ratio < WORTH_SCHEME and share >= MOST_ROUNDS else target), round(ratio, 3)
 
 
 def first_layers(model: ir.Model, data: Samples, target: Target) -> tuple[tuple[str, ...], dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgekit.quantizers import _integers
+from edgekit.quantizers import _integers, _silu
 from edgekit.quantizers._graph import add_constant, constant
 from edgekit.quantizers._integers import Affine
 from edgekit.quantizers._place import CLIPS, Plan
@@ -67,6 +67,8 @@ def insert(
     integer = set(chosen)
     for name in plan.activations:
         _activation(model.graph, values[name], affines[name], plan.activations[name], integer, scheme)
+    for sigmoid, mul in plan.silus:
+        _silu.flatten(model.graph, nodes[sigmoid], nodes[mul])
     model = common.RemoveUnusedNodesPass()(model).model
     return common.TopologicalSortPass()(model).model
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from edgekit.quantizers import _silu
 from edgekit.quantizers._graph import attribute, constant
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Plan:
         weights: Compute node → (index of the weight among its inputs, axis of its output channels or None).
         constants: (elementwise node, input index) of a constant operand.
         tables: Gathers of rows of a constant table.
+        silus: (Sigmoid, Mul) of each SiLU that is in float between integers.
         floats: Compute node that stays float → why.
     """
 
@@ -49,6 +51,7 @@ class Plan:
     weights: dict[str, tuple[int, int | None]]
     constants: tuple[tuple[str, int], ...]
     tables: tuple[str, ...]
+    silus: tuple[tuple[str, str], ...]
     floats: dict[str, str]
 
 
@@ -64,6 +67,8 @@ def plan(graph: ir.Graph, scheme: Scheme, keep_float: Mapping[str, str] = Mappin
         n.name or "": why for n in graph if n.op_type in scheme.compute and (why := _refusal(n, keep_float, scheme))
     }
     nodes = _integer_nodes(graph, scheme, {*keep_float, *floats})
+    silus = _silu.between_integers(nodes) if scheme.silu == "float" else []
+    nodes = [node for node in nodes if not any(node in silu for silu in silus)]
     leader = _Groups()
     weights: dict[str, tuple[int, int | None]] = {}
     constants: list[tuple[str, int]] = []
@@ -86,6 +91,7 @@ def plan(graph: ir.Graph, scheme: Scheme, keep_float: Mapping[str, str] = Mappin
         weights=weights,
         constants=tuple(constants),
         tables=tuple(n.name or "" for n in graph if scheme.embeddings and n.name not in keep_float and _reads_table(n)),
+        silus=tuple((sigmoid.name or "", mul.name or "") for sigmoid, mul in silus),
         floats=floats,
     )
 

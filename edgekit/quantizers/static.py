@@ -48,6 +48,7 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     if job.validation is not None:
         _samples.compare(data, Samples(job.validation, _samples.COMPARED))
     target, outputs = _faster.behind_layers(model, data, job.target)
+    target, silu = _faster.float_silu(model, data, target)
     floats, timed = _faster.first_layers(model, data, target)
     scheme = target.quantize
     prepared = _prepare.prepare(model, _faster.rules(target, floats))
@@ -56,7 +57,7 @@ def quantize(model: ir.Model, job: Job) -> tuple[ir.Model, dict[str, Any]]:
     draft, score, seen, found = _drafted(model, plan, data, judge, scheme, settings.calibration)
     draft = replace(draft, floats=dict.fromkeys(floats, _faster.REASON))
     report = {"method": "static", "samples": len(data), "prepared": prepared, **found}
-    report |= {"timed_in_float": timed, "timed_outputs": outputs}
+    report |= {"timed_in_float": timed, "timed_outputs": outputs, "timed_silu": silu}
     if scheme.saturates:
         risks = _saturation.overflows(draft, data)
         draft = replace(draft, bits=_saturation.repair(draft, risks))
