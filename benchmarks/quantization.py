@@ -215,7 +215,21 @@ def openvino_session(path: Path) -> Callable[[dict[str, Any]], list[Any]]:
     return run
 
 
-RUNTIMES = {"ONNX Runtime": onnxruntime_session, "OpenVINO": openvino_session}
+Session = Callable[[dict[str, Any]], list[Any]]
+RUNTIMES: dict[str, Callable[[Path], Session]] = {"ONNX Runtime": onnxruntime_session, "OpenVINO": openvino_session}
+
+
+def running(rows: list[Row], feeds: dict[str, Any], runtime: str) -> list[tuple[Row, Session]]:
+    """The rows whose files run there, opened; the others are noted."""
+    runs = []
+    for row in rows:
+        try:
+            session = RUNTIMES[runtime](row.path)
+            session(feeds)
+            runs.append((row, session))
+        except Exception as error:
+            row.note = row.note or f"{runtime}: {str(error).splitlines()[0][-150:]}"
+    return runs
 
 
 def speedups(rows: list[Row], feeds: dict[str, Any], runtime: str) -> None:
@@ -223,14 +237,7 @@ def speedups(rows: list[Row], feeds: dict[str, Any], runtime: str) -> None:
 
     It is the processor's time: with one thread that is the latency on a core that nothing else wants.
     """
-    runs: list[tuple[Row, Callable[[dict[str, Any]], list[Any]]]] = []
-    for row in rows:
-        try:
-            session = RUNTIMES[runtime](row.path)
-            session(feeds)
-            runs.append((row, session))
-        except Exception as error:
-            row.note = row.note or f"{runtime}: {str(error)[:60]}"
+    runs = running(rows, feeds, runtime)
     started = time.perf_counter()
     runs[0][1](feeds)
     repeats = max(1, int(ROUND_S / (time.perf_counter() - started)))
@@ -247,17 +254,17 @@ def speedups(rows: list[Row], feeds: dict[str, Any], runtime: str) -> None:
 
 def judge(rows: list[Row], test: spool.Spool, labelled: bool, runtime: str) -> None:
     """Accuracy (where there are labels) and signal-to-noise in decibels against the first row."""
-    sessions = [RUNTIMES[runtime](row.path) for row in rows]
-    hits, noise, signal, count = np.zeros(len(rows)), np.zeros(len(rows)), 0.0, 0
+    runs = running(rows, next(test.feeds()), runtime)
+    hits, noise, signal, count = np.zeros(len(runs)), np.zeros(len(runs)), 0.0, 0
     for feeds, labels in test:
-        outputs = [session(feeds)[0] for session in sessions]
+        outputs = [session(feeds)[0] for _, session in runs]
         count += len(outputs[0])
         signal += float((outputs[0] ** 2).sum())
         for index, output in enumerate(outputs):
             noise[index] += float(((output - outputs[0]) ** 2).sum())
             if labels is not None:
                 hits[index] += int((output.argmax(axis=1) == labels).sum())
-    for index, row in enumerate(rows):
+    for index, (row, _) in enumerate(runs):
         if labelled:
             row.accuracy.setdefault(runtime, []).append(hits[index] / count)
         if noise[index]:
@@ -278,6 +285,7 @@ def table(title: str, rows: list[Row], failed: list[Row]) -> str:
         cells += [_number(row.cpu_seconds or None, 1), _number(row.peak_mib or None, 0)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [f"| {row.name} | not run: {row.note} |{'  |' * (len(columns) - 1)}" for row in failed]
+    lines += [f"\n{row.name} did not run everywhere: {row.note}" for row in rows if row.note]
     return "\n".join([*lines, ""])
 
 
