@@ -123,8 +123,9 @@ class PruneSection(Section):
         round_to: The widths that ``ratio`` leaves are rounded to a multiple of it, in groups of four times as many
             channels or more: kernels work on blocks of channels. 1: not at all.
         scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
-            size, from each group as much as the outputs bear, measured on the calibration data. ``auto``: the method's
-            own; else by sensitivity towards a goal where there are calibration data, else local.
+            size, from each group as much as the outputs bear, and whole residual branches, measured on the calibration
+            data. ``auto``: the method's own; else by sensitivity towards a goal where there are calibration data, else
+            local.
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs, target_parameters: A goal instead of a ratio: a share of the original's, 0 to 1.

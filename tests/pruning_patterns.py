@@ -34,11 +34,12 @@ def zeroed(model: nn.Module, result: Pruned) -> nn.Module:
     """The user's own model with every removed parameter element at zero: independent of the graph."""
     twin = copy.deepcopy(model)
     parameters = dict(twin.named_parameters(remove_duplicate=False))
-    for name, places in result.origin().items():
-        kept = torch.zeros(parameters[name].numel())
-        kept[places.reshape(-1)] = 1
+    origin = result.origin()
+    for name, parameter in parameters.items():
+        kept = torch.zeros(parameter.numel())
+        kept[origin.get(name, torch.empty(0, dtype=torch.int64)).reshape(-1)] = 1  # of a branch that is gone: none
         with torch.no_grad():
-            parameters[name] *= kept.reshape(parameters[name].shape)
+            parameter *= kept.reshape(parameter.shape)
     return twin
 
 

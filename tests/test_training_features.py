@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def test_modules_are_found_by_name_and_their_values_are_theirs() -> None:
     torch.manual_seed(0)
     model = Net().eval()
     captured, x = exported.capture(model, torch.randn(2, 3, 8, 8)), torch.randn(5, 3, 8, 8)
-    outputs, (stem, first) = run_watched(captured, {"x": x}, ends_of(captured, ["stem", "body.0"]))
+    outputs, seen = run_watched(captured, {"x": x}, ends_of(captured, ["stem", "body.0"]))
     torch.testing.assert_close(outputs[0], model(x))
-    torch.testing.assert_close(stem, model.stem(x))
-    torch.testing.assert_close(first, model.body[0](model.stem(x)))
+    torch.testing.assert_close(seen["stem"], model.stem(x))
+    torch.testing.assert_close(seen["body.0"], model.body[0](model.stem(x)))
     assert len(ends_of(captured, ["body.*"])) == 3
     with pytest.raises(InputError, match=r"no module of the model is named 'sten'"):
         ends_of(captured, ["sten"])
@@ -65,7 +66,7 @@ def test_similarity_does_not_care_for_widths_and_is_least_at_the_teacher(files: 
         module = trainee.watching(["stem", "body"])
         with torch.no_grad():
             module({"x": x})
-        seen.append(module.features)
+        seen.append(list(module.features.values()))
     student, teacher = seen
     assert student[1].shape[1] < teacher[1].shape[1]
     assert float(losses.similarity(teacher, teacher)) == pytest.approx(0, abs=1e-6)
@@ -93,7 +94,7 @@ def test_a_student_comes_nearer_to_the_features_that_it_follows(files: Path, tmp
         for one in (path, files / "teacher.pt2"):
             model = exported.load(one)
             with torch.no_grad():
-                seen.append(run_watched(model, batch, ends_of(model, ["stem", "body"]))[1])
+                seen.append(list(run_watched(model, batch, ends_of(model, ["stem", "body"]))[1].values()))
         return float(losses.similarity(*seen))
 
     ends = {}
@@ -103,6 +104,33 @@ def test_a_student_comes_nearer_to_the_features_that_it_follows(files: Path, tmp
         training.train(_job(files, out, features=features))
         ends[features] = distance(out / "out.pt2")
     assert ends[("stem", "body")] < ends[()]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.conv(x))
+
+
+def test_what_pruning_took_out_whole_is_not_followed(files: Path, tmp_path: Path) -> None:
+    class Residual(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), nn.Sequential(Block(), Block())
+            self.head = nn.Linear(8, 5)
+
+    model, example = Residual(), torch.randn(2, 3, 8, 8)
+    exported.save(exported.capture(model, example), tmp_path / "teacher.pt2")
+    pruned = edgekit.prune(model, example, target_macs=0.6, scope="sensitivity", calibration=[(example, None)])
+    assert pruned.notes == ("residual branches that went whole: body.0.conv",)
+    pruned.save(tmp_path / "student.pt2")
+    assert list(ends_of(exported.load(tmp_path / "student.pt2"), ["body.*"])) == ["body.1"]
+    job = _job(files, tmp_path, features=("body.*",))
+    job = replace(job, student=str(tmp_path / "student.pt2"), teacher=str(tmp_path / "teacher.pt2"))
+    assert training.train(job)["history"]
 
 
 def test_wrong_features_are_told(files: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from edgekit.errors import InputError
 
 if TYPE_CHECKING:
-    Watched = tuple[tuple[Tensor, ...], list[Tensor]]
+    Watched = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 
-def ends_of(model: nn.Module, patterns: Sequence[str]) -> list[fx.Node]:
-    """The last node of each module whose name matches, in the order of the graph.
+def ends_of(model: nn.Module, patterns: Sequence[str]) -> dict[str, fx.Node]:
+    """The last node of each module whose name matches, by that name.
 
     Args:
         model: An exported module.
@@ -33,11 +33,11 @@ def ends_of(model: nn.Module, patterns: Sequence[str]) -> list[fx.Node]:
     matching = {pattern: [path for path in last if _matches(path, pattern)] for pattern in patterns}
     if missing := [pattern for pattern, paths in matching.items() if not paths]:
         raise InputError(
-            f"no module of the model is named '{missing[0]}'",
+            f"no module of the model is named '{missing[0]}' (or pruning took it out whole)",
             where="features",
             remedy=f"name some of {', '.join(sorted(last)[:12]) or 'its modules (this graph names none)'}",
         )
-    return list(dict.fromkeys(last[path] for paths in matching.values() for path in paths))
+    return {path: last[path] for paths in matching.values() for path in paths}
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -48,7 +48,7 @@ def _matches(path: str, pattern: str) -> bool:
 class _Keeping(fx.Interpreter):
     """Runs a graph node by node and keeps the values of some."""
 
-    def __init__(self, model: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+    def __init__(self, model: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
         super().__init__(model)
         self.wanted = set(nodes)
         self.kept: dict[fx.Node, Tensor] = {}
@@ -60,11 +60,13 @@ class _Keeping(fx.Interpreter):
         return value
 
 
-def run_watched(model: nn.Module, feeds: Mapping[str, Tensor], nodes: Sequence[fx.Node]) -> Watched:
-    """As :func:`edgekit.exported.run`, with what ``nodes`` gave."""
+def run_watched(model: nn.Module, feeds: Mapping[str, Tensor], nodes: Mapping[str, fx.Node]) -> Watched:
+    """As :func:`edgekit.exported.run`, with what ``nodes`` gave, by their names."""
     from edgekit.exported import leaves_of
 
     assert isinstance(model, fx.GraphModule)
-    interpreter = _Keeping(model, nodes)
+    interpreter = _Keeping(model, nodes.values())
     outputs = torch.utils._pytree.tree_leaves(interpreter.run(*leaves_of(model, feeds)))
-    return tuple(t for t in outputs if isinstance(t, Tensor)), [interpreter.kept[node] for node in nodes]
+    return tuple(t for t in outputs if isinstance(t, Tensor)), {
+        name: interpreter.kept[node] for name, node in nodes.items()
+    }

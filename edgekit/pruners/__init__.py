@@ -28,8 +28,9 @@ class Pruned:
         macs: Multiply-adds of one sample, before and after.
         parameters: Elements of all parameters, before and after.
         kept: Layers whose channels all stayed: ``{"layer", "reason"}``.
-        table: One row for each layer: ``layer``, ``kind``; ``channels``, ``macs``, ``parameters`` as (before, after).
-        parity: The greatest relative difference from the original with the removed channels held at zero.
+        table: One row for each layer: ``layer``, ``kind``; ``channels``, ``macs``, ``parameters`` as (before, after);
+            0 after: it went with its branch.
+        parity: The greatest relative difference from the original with the removed channels and branches held at zero.
         notes: What else is worth knowing.
         steps: What was decided in each iteration (for :meth:`origin`).
     """
@@ -82,8 +83,9 @@ def prune(
         method: A member of ``edgekit/pruners`` (``magnitude``, ``l2``, ``bn_scale``, ``lamp``, ``taylor`` …), or the
             path of a ``.py`` file with ``rank(group) -> scores``.
         scope: ``local``: the same share of each group; ``global``: the weakest anywhere; ``sensitivity``: to the same
-            size, from each group as much as the outputs bear, measured on ``calibration`` (else on the example).
-            ``auto``: the method's own; else by sensitivity towards a goal where there is ``calibration``, else local.
+            size, from each group as much as the outputs bear, and whole residual branches, measured on ``calibration``
+            (else on the example). ``auto``: the method's own; else by sensitivity towards a goal where there is
+            ``calibration``, else local.
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs: A goal instead of a ratio: multiply-adds as a share of the original's.

@@ -1,4 +1,4 @@
-"""Proves a pruned graph: it must give what the original gives with the removed channels held at zero.
+"""Proves a pruned graph: it must give what the original gives with removed channels and branches held at zero.
 
 Norm layers and means over channels take their statistics over the channels that stay.
 """
@@ -22,7 +22,7 @@ STATISTICS = ("layer_norm", "group_norm", "rms_norm", "mean", "var", "std")
 
 
 class Masked(torch.fx.Interpreter):
-    """Runs the original graph with every removed element held at zero.
+    """Runs the original graph with every removed element, and every branch that is gone, held at zero.
 
     Args:
         analysis: What the coupling found.
@@ -33,8 +33,11 @@ class Masked(torch.fx.Interpreter):
     def __init__(self, analysis: Analysis, cut: Cut, nodes: dict[Node, Node]) -> None:
         super().__init__(analysis.module, garbage_collect_values=True)
         self.analysis, self.cut, self.twins = analysis, cut, nodes
+        self.instead = {branch.join: branch.rest for branch in cut.branches}
 
     def run_node(self, n: Node) -> Any:
+        if n in self.instead:
+            return self.env[self.instead[n]].clone()  # and zero; the sum may be changed in place
         value = self.analysis.values.get(n)
         over = n.op == "call_function" and self._over_channels(n)
         result = self._over_kept(n) if over else super().run_node(n)
@@ -52,7 +55,7 @@ class Masked(torch.fx.Interpreter):
 
     def _over_channels(self, n: Node) -> bool:
         name = str(n.target).removeprefix("aten.").removeprefix("native_").partition(".")[0]
-        if name not in STATISTICS or not isinstance(n.args[0], Node):
+        if name not in STATISTICS or not isinstance(n.args[0], Node) or n not in self.twins:
             return False
         x = self.analysis.value(n.args[0])
         return self.cut.shape(x) != x.shape
@@ -124,8 +127,12 @@ def prove(analysis: Analysis, cut: Cut, nodes: dict[Node, Node], pruned: Any, fe
     """
     masked, small = _Stepper(Masked(analysis, cut, nodes), feeds), _Stepper(torch.fx.Interpreter(pruned), feeds)
     waiting = iter(pruned.graph.nodes)
+    met: set[Node] = set()
     for node in analysis.module.graph.nodes:
         expected = masked.step(node)
+        if node not in nodes or nodes[node] in met:
+            continue  # gone with its branch, or what is left in its place has been compared
+        met.add(nodes[node])
         try:
             for new in waiting:
                 found = small.step(new)

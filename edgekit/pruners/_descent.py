@@ -18,6 +18,7 @@ from edgekit.pruners._rewrite import Cut
 SAMPLES, BYTES = 384, 2**28  # at most, to judge cuts by
 BALANCES = (0.0, 0.1, 0.3, 1.0)  # how much narrowness counts beside what a cut disturbs: all are tried
 LEAST = 0.125  # of a group's channels that stay
+BRANCH = [1, 0]  # the "widths" of a residual branch: it stays, or goes whole
 
 
 @dataclass
@@ -47,19 +48,16 @@ def widths(count: int, *, fine: bool = False) -> list[int]:
 
 
 def order_of(plan: Plan) -> list[Tensor]:
-    """Each group's members, weakest first."""
-    return [g.members[plan.importance[g.members].argsort(stable=True)] for g in plan.groups]
+    """Each group's members, weakest first; behind them each branch, a group of one that can be empty."""
+    channels = [g.members[plan.importance[g.members].argsort(stable=True)] for g in plan.groups]
+    return [*channels, *(torch.tensor([plan.solved.count + i]) for i in range(len(plan.branches)))]
 
 
 def gone_of(plan: Plan, order: list[Tensor], kept: list[int]) -> Tensor:
-    gone = torch.zeros(plan.solved.count, dtype=torch.bool)
+    gone = plan.none()
     for members, width in zip(order, kept, strict=True):
         gone[members[: len(members) - width]] = True
     return gone
-
-
-def none_of(plan: Plan) -> Tensor:
-    return torch.zeros(plan.solved.count, dtype=torch.bool)
 
 
 def samples(module: Exported, calibration: Any) -> list[Any]:
@@ -81,7 +79,7 @@ def samples(module: Exported, calibration: Any) -> list[Any]:
 
 def balanced(losses: list[list[float]], steps: list[list[int]]) -> list[list[list[float]]]:
     """For each of BALANCES, the losses and, so many times, −log of the share of its channels that a group keeps."""
-    narrow = [[math.log(widths[0] / width) for width in widths] for widths in steps]
+    narrow = [[math.log(widths[0] / width) if width else 0.0 for width in widths] for widths in steps]
     return [
         [[a + balance * b for a, b in zip(*rows, strict=True)] for rows in zip(losses, narrow, strict=True)]
         for balance in BALANCES
@@ -100,7 +98,7 @@ class Ledger:
         self.plan, self.nodes, self.cost = plan, nodes, cost
         self.order = order_of(plan)
         self.near = {node: touched(plan, node) for node in nodes}
-        self.of_group = [[n for n in nodes if g in self.near[n]] for g in range(len(plan.groups))]
+        self.of_group = [[n for n in nodes if g in self.near[n]] for g in range(len(self.order))]
         self.known: dict[tuple[Node, tuple[int, ...]], float] = {}
 
     def at(self, node: Node, kept: list[int]) -> float:
@@ -108,10 +106,11 @@ class Ledger:
         near = self.near[node]
         key = (node, tuple(kept[g] for g in near))
         if key not in self.known:
-            gone = none_of(self.plan)
+            gone = self.plan.none()
             for g in near:
                 gone[self.order[g][: len(self.order[g]) - kept[g]]] = True
-            self.known[key] = self.cost(node, self.plan.cut(gone))
+            cut = self.plan.cut(gone)
+            self.known[key] = 0.0 if node in cut.unread else self.cost(node, cut)
         return self.known[key]
 
     def total(self, kept: list[int]) -> float:
@@ -125,7 +124,7 @@ class Ledger:
 
 
 def touched(plan: Plan, node: Node) -> tuple[int, ...]:
-    """The groups whose channels lie in a node's inputs or outputs."""
+    """The groups whose channels lie in a node's inputs or outputs, and the branches that it lies in."""
     owner = torch.full((plan.solved.count,), -1)
     for number, group in enumerate(plan.groups):
         owner[group.members] = number
@@ -135,7 +134,8 @@ def touched(plan: Plan, node: Node) -> tuple[int, ...]:
         for value in held if isinstance(held, list) else [held]:
             for ids in value.layers.values() if value is not None else ():
                 found |= set(owner[plan.solved.of[ids]].unique().tolist())
-    return tuple(sorted(found - {-1}))
+    inside = (len(plan.groups) + i for i, branch in enumerate(plan.branches) if node in branch.inside)
+    return (*sorted(found - {-1}), *inside)
 
 
 def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[list[float]], floor: float) -> Descent:
@@ -180,7 +180,7 @@ def even(plan: Plan, steps: list[list[int]], ledger: Ledger, floor: float) -> Te
     """The cut that leaves every group the same share, in widths that are tried, and costs at most this share."""
     whole = ledger.total([widths[0] for widths in steps])
     for share in (percent / 100 for percent in range(100, 0, -1)):
-        kept = [min((abs(width - share * widths[0]), width) for width in widths)[1] for widths in steps]
+        kept = [min((abs(width - share * widths[0]), width) for width in widths if width)[1] for widths in steps]
         if ledger.total(kept) <= whole * floor:
             break
     return gone_of(plan, ledger.order, kept)

@@ -31,21 +31,23 @@ def macs_of(analysis: Analysis, node: Node, shape: Shape) -> int:
 def total(analysis: Analysis, nodes: list[Node], cut: Cut | None, batch: int) -> int:
     """Multiply-adds of one sample."""
     shape: Shape = cut.shape if cut else (lambda value: value.shape)
-    return sum(macs_of(analysis, node, shape) for node in nodes) // batch
+    gone = cut.unread if cut else set()
+    return sum(macs_of(analysis, node, shape) for node in nodes if node not in gone) // batch
 
 
 def parameters(analysis: Analysis, cut: Cut | None) -> int:
     """Elements of all parameters, tied ones once."""
     shape: Shape = cut.shape if cut else (lambda value: value.shape)
-    return sum(prod(shape(analysis.value(node))) for node in parameter_nodes(analysis))
+    left = parameter_nodes(analysis, cut.unread if cut else set())
+    return sum(prod(shape(analysis.value(node))) for node in left)
 
 
-def parameter_nodes(analysis: Analysis) -> list[Node]:
-    """The nodes that name a parameter, one for each that are tied."""
+def parameter_nodes(analysis: Analysis, gone: set[Node]) -> list[Node]:
+    """The nodes that name a parameter, one for each that are tied, without those that are gone."""
     seen: dict[int, Node] = {}
     for node in analysis.module.graph.nodes:
         value = analysis.values.get(node)
-        if node.op == "get_attr" and isinstance(value, Value) and is_parameter(analysis, node):
+        if node not in gone and node.op == "get_attr" and isinstance(value, Value) and is_parameter(analysis, node):
             seen.setdefault(id(value), node)
     return list(seen.values())
 

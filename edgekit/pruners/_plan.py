@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.fx import Node
 from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import _macs
+from edgekit.pruners._branches import Branch, branches
 from edgekit.pruners._check import prove
 from edgekit.pruners._coupling import Analysis, Value, analyse, module_of, shapes_of
 from edgekit.pruners._groups import Group, Rank, axes, bundled, groups, scores
@@ -44,19 +45,27 @@ class Plan:
     Attributes:
         solved: Ids → bundle of channels that go together; 0 stays.
         groups: Bundles that compete with each other.
+        branches: Residual branches that can go whole.
         importance: float32 (bundles,).
+        costly: The nodes that multiply.
     """
 
     analysis: Analysis
     solved: Components
     groups: list[Group]
+    branches: list[Branch]
     importance: Tensor
     costly: list[Node]
     batch: int
 
+    def none(self) -> Tensor:
+        """What goes where nothing goes: bool (bundles + branches,)."""
+        return torch.zeros(self.solved.count + len(self.branches), dtype=torch.bool)
+
     def cut(self, gone: Tensor) -> Cut:
-        """The cut that removes these bundles."""
-        return Cut(self.solved, gone)
+        """The cut that removes these bundles and branches, bool (bundles + branches,)."""
+        bundles, whole = gone.split([self.solved.count, len(self.branches)])
+        return Cut(self.solved, bundles, tuple(self.branches[i] for i in whole.nonzero()[:, 0].tolist()))
 
     def macs(self, cut: Cut | None = None) -> int:
         """Multiply-adds of one sample."""
@@ -99,20 +108,24 @@ def prune_once(
     if normalise(module, shapes):
         shapes = shapes_of(module, feeds)
     banned: dict[str, str] = {}
+    whole: set[str] = set()
     for _ in range(ATTEMPTS):
-        plan = planned(module, shapes, wish, rank, gradients, banned)
+        plan = planned(module, shapes, wish, rank, gradients, banned, whole)
         cut = plan.cut((choose or chosen)(plan, wish))
         pruned, nodes = rewrite(module, plan.analysis, cut)
         proof = prove(plan.analysis, cut, nodes, pruned, feeds)
         if proof.culprit is None:
             return Outcome(pruned, plan, cut, proof.worst)
+        if cut.branches:
+            whole |= {branch.join.name for branch in cut.branches}
+            continue
         if proof.culprit.name in banned:
             break
         unproved = f"it could not be proved at '{proof.culprit.name}' ({proof.how}) and was put back"
         banned[proof.culprit.name] = plan.analysis.refused.get(proof.culprit, unproved)
-    whole = Cut(plan.solved, torch.zeros(plan.solved.count, dtype=torch.bool))
-    untouched, _ = rewrite(module, plan.analysis, whole)
-    return Outcome(untouched, plan, whole, 0.0)
+    nothing = plan.cut(plan.none())
+    untouched, _ = rewrite(module, plan.analysis, nothing)
+    return Outcome(untouched, plan, nothing, 0.0)
 
 
 def planned(
@@ -122,8 +135,14 @@ def planned(
     rank: Rank,
     gradients: dict[str, Tensor] | None = None,
     banned: dict[str, str] | None = None,
+    whole: Iterable[str] = (),
 ) -> Plan:
-    """Couple and rank."""
+    """Couple and rank.
+
+    Args:
+        banned: Node name → why what it touches stays whole.
+        whole: The additions whose branches stay.
+    """
     analysis = _coupled(module, shapes, banned or {})
     _protect(analysis, wish.protect)
     _check_patterns(analysis, wish)
@@ -134,8 +153,16 @@ def planned(
     importance = torch.zeros(even.count)
     found = groups(even, known)
     importance = scores(even, found, rank)
-    batch = _batch(module)
-    return Plan(analysis, even, found, importance, _macs.costly(analysis), batch)
+    costly = _macs.costly(analysis)
+    can_go = [b for b in branches(analysis, costly, _still(analysis, wish)) if b.join.name not in whole]
+    return Plan(analysis, even, found, can_go, importance, costly, _batch(module))
+
+
+def _still(analysis: Analysis, wish: Wish) -> set[Node]:
+    """The nodes of layers that the user protects or gives a ratio of their own."""
+    patterns = (*wish.protect, *wish.ratios)
+    named = [n for n in analysis.module.graph.nodes if n.op == "get_attr"]
+    return {n for n in named if any(_matches(str(n.target), pattern) for pattern in patterns)}
 
 
 def _batch(module: Exported) -> int:
@@ -244,7 +271,7 @@ def count_at(plan: Plan, wish: Wish) -> float:
 
 def _at(plan: Plan, wish: Wish, ratio: float) -> Tensor:
     """The weakest ``ratio`` of the channels of each group, rounded, or of all; at least the best of each stays."""
-    gone = torch.zeros(plan.solved.count, dtype=torch.bool)
+    gone = plan.none()
     shares = [share_of(group, wish, ratio) for group in plan.groups]
     if wish.scope == "global":
         free = [g for g, (_, own) in zip(plan.groups, shares, strict=True) if not own]

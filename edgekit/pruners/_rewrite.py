@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from edgekit.exported._graphmodule import Exported
+from edgekit.pruners._branches import Branch, in_place, unread
 from edgekit.pruners._coupling import Analysis, Value, attribute, fault
 from edgekit.pruners._ids import Components
 
@@ -34,15 +36,22 @@ def sizes(*operations: str) -> Callable[[Change], Change]:
 
 @dataclass
 class Cut:
-    """Which components go: what is left of ids and values.
+    """Which components and branches go: what is left of ids and values.
 
     Attributes:
         solved: Ids → component.
         gone: bool (components,).
+        branches: The residual branches that go whole.
     """
 
     solved: Components
     gone: Tensor
+    branches: tuple[Branch, ...] = ()
+
+    @cached_property
+    def unread(self) -> set[Node]:
+        """The nodes that go with the branches."""
+        return unread(self.branches)
 
     def mask(self, ids: Tensor) -> Tensor:
         """True where the ids are removed."""
@@ -138,7 +147,7 @@ class Rewrite:
 
 
 def rewrite(module: Exported, analysis: Analysis, cut: Cut) -> tuple[Exported, dict[Node, Node]]:
-    """The pruned module, and which of its nodes came from which.
+    """The pruned module, and which of its nodes came from which; those of branches that are gone became none.
 
     The module that is passed in is not changed.
     """
@@ -146,14 +155,36 @@ def rewrite(module: Exported, analysis: Analysis, cut: Cut) -> tuple[Exported, d
 
     _rules.load()
     state = Rewrite(analysis, cut)
+    instead = {branch.join: branch.rest for branch in cut.branches}
     for node in module.graph.nodes:
-        state.nodes[node] = _copied(state, node)
+        if node in cut.unread:
+            continue
+        kept = _without(state, node, instead[node]) if node in instead else _same(state, node)
+        state.nodes[node] = kept or _copied(state, node)
     root = _root(module, state)
     state.graph._codegen = module.graph._codegen
     pruned = Exported(root, state.graph)
     pruned.meta["edgekit"] = dict(module.meta["edgekit"])
     pruned.eval()
     return pruned, state.nodes
+
+
+def _without(state: Rewrite, join: Node, rest: Node) -> Node:
+    """What stands in an addition's place; a copy where it would be changed in place, which the sum could be."""
+    new = state.nodes[rest]
+    if any(in_place(user) and not (_is_relu(user) and _is_relu(new)) for user in join.users):
+        return state.graph.call_function(torch.ops.aten.clone.default, (new,))
+    return new
+
+
+def _same(state: Rewrite, node: Node) -> Node | None:
+    """What a ReLU gave already, where only an addition stood between it and this one."""
+    before = state.nodes.get(node.args[0]) if _is_relu(node) else None
+    return before if before is not None and _is_relu(before) else None
+
+
+def _is_relu(node: Node) -> bool:
+    return str(node.target) in ("aten.relu.default", "aten.relu_.default")
 
 
 def _copied(state: Rewrite, node: Node) -> Node:

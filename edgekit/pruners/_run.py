@@ -130,7 +130,7 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Any:
 
     def choose(plan: Plan, wish: Wish) -> Tensor:
         goal = goal_of(plan, wish)[1] or count_at(plan, wish)
-        steps = [_steps(group, wish) for group in plan.groups]
+        steps = [*(_steps(group, wish) for group in plan.groups), *(_descent.BRANCH for _ in plan.branches)]
         feeds = _descent.samples(module, calibration)
         losses = disturbances(plan, steps, _descent.order_of(plan), feeds)
         ledger = _ledger(plan, wish)
@@ -154,7 +154,7 @@ def _ledger(plan: Plan, wish: Wish) -> Any:
     """What nodes cost in the goal's own measure: parameters, or multiply-adds of one sample."""
     analysis = plan.analysis
     if wish.target_parameters is not None:
-        nodes = _macs.parameter_nodes(analysis)
+        nodes = _macs.parameter_nodes(analysis, set())
         return _descent.Ledger(plan, nodes, lambda n, cut: _size(cut.shape(analysis.value(n))))
     return _descent.Ledger(plan, plan.costly, lambda n, cut: _macs.macs_of(analysis, n, cut.shape) / plan.batch)
 
@@ -178,7 +178,7 @@ def _fast(
         return gone
 
     result = _result([prune_once(module, wish, member.rank, gradients, choose)])
-    return dataclasses.replace(result, notes=tuple(said))
+    return dataclasses.replace(result, notes=(*said, *result.notes))
 
 
 def _result(outcomes: list[Outcome]) -> Pruned:
@@ -190,8 +190,16 @@ def _result(outcomes: list[Outcome]) -> Pruned:
         kept=tuple(_kept(outcomes[-1])),
         table=tuple(_table(outcomes)),
         parity=max(o.parity for o in outcomes),
+        notes=tuple(_whole_branches(outcomes)),
         steps=tuple(outcomes),
     )
+
+
+def _whole_branches(outcomes: list[Outcome]) -> list[str]:
+    """A word on the residual branches that went, by their layers."""
+    gone = [b for o in outcomes for b in o.cut.branches]
+    each = (" and ".join(layer_name(n) for o in outcomes for n in o.plan.costly if n in b.inside) for b in gone)
+    return [f"residual branches that went whole: {'; '.join(each)}"] if gone else []
 
 
 def origin(outcomes: Iterable[Outcome]) -> dict[str, Tensor]:
@@ -205,6 +213,7 @@ def origin(outcomes: Iterable[Outcome]) -> dict[str, Tensor]:
                 node.op != "get_attr"
                 or not isinstance(value, Value)
                 or not isinstance(attribute(analysis.module, name), torch.nn.Parameter)
+                or node in outcome.cut.unread
             ):
                 continue
             places = torch.arange(_size(value.shape)).reshape(value.shape)
@@ -221,7 +230,7 @@ def _kept(outcome: Outcome) -> list[dict[str, str]]:
         value = value[0] if isinstance(value, list) else value
         weight = _weight(plan, node)
         name = layer_name(node)
-        if weight is None or name in found:
+        if weight is None or name in found or node in outcome.cut.unread:
             continue
         turned = "transpose" in str(node.target)
         d = 1 if turned and weight.rank > 1 else 0
@@ -254,14 +263,13 @@ def _weight(plan: Any, node: Any) -> Value | None:
 
 
 def _table(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """One row for each layer that multiplies: channels, multiply-adds and parameters, before and after."""
-    first, last = outcomes[0], outcomes[-1]
-    before = {row["layer"]: row for row in _rows(first, cut=False)}
+    """One row for each layer that multiplies: channels, multiply-adds and parameters, before and after (0: gone)."""
+    after = {row["layer"]: row for row in _rows(outcomes[-1], cut=True)}
     rows = []
-    for row in _rows(last, cut=True):
-        old = before.get(row["layer"], row)
-        pairs = {key: (old[key], row[key]) for key in ("channels", "macs", "parameters")}
-        rows.append({"layer": row["layer"], "kind": row["kind"], **pairs})
+    for old in _rows(outcomes[0], cut=False):
+        row = after.get(old["layer"], {})
+        pairs = {key: (old[key], row.get(key, 0)) for key in ("channels", "macs", "parameters")}
+        rows.append({"layer": old["layer"], "kind": old["kind"], **pairs})
     return rows
 
 
@@ -270,6 +278,8 @@ def _rows(outcome: Outcome, *, cut: bool) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     shape = outcome.cut.shape if cut else (lambda value: value.shape)
     for node in plan.costly:
+        if cut and node in outcome.cut.unread:
+            continue
         name = layer_name(node)
         value = plan.analysis.values[node]
         value = value[0] if isinstance(value, list) else value

@@ -21,7 +21,7 @@ LOST = 0.01  # the least share of the outputs that counts as left
 
 @torch.no_grad()
 def disturbances(plan: Plan, steps: list[list[int]], order: list[Tensor], feeds: list[Any]) -> list[list[float]]:
-    """For each group and each of its widths, how much of the outputs is lost: −log of the share that is left.
+    """For each group or branch and each of its widths, how much of the outputs is lost: −log of the share that is left.
 
     Groups share a network, so what each leaves multiplies, and these add up. The share is 1 less the relative squared
     error, the mean of all outputs, and LOST at least. Channels go weakest first: each costs no less than those before
@@ -34,7 +34,7 @@ def disturbances(plan: Plan, steps: list[list[int]], order: list[Tensor], feeds:
         feeds: Flat inputs, float32 (N, …) each; as many are used as there is time for.
     """
     module = plan.analysis.module
-    most = max(FEW, int(WORK / max(plan.macs() * PROBES * len(plan.groups), 1)))
+    most = max(FEW, int(WORK / max(plan.macs() * PROBES * len(steps), 1)))
     feeds = [f[:most] if isinstance(f, Tensor) else f for f in feeds]
     expected = outputs(module, feeds)
     found = []
@@ -45,7 +45,7 @@ def disturbances(plan: Plan, steps: list[list[int]], order: list[Tensor], feeds:
         lost, each = {0: 0.0}, 0.0
         for place in probes:
             away = widths[0] - widths[place]
-            gone = torch.zeros(plan.solved.count, dtype=torch.bool)
+            gone = plan.none()
             gone[order[group][: len(order[group]) - widths[place]]] = True
             pruned, _ = rewrite(module, plan.analysis, plan.cut(gone))
             each = max(each, -math.log(max(1 - float(error(outputs(pruned, feeds), expected)), LOST)) / away)

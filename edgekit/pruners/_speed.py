@@ -28,13 +28,13 @@ from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import _cost, _rehearse
 from edgekit.pruners._descent import (
+    BRANCH,
     Descent,
     Ledger,
     balanced,
     descend,
     even,
     gone_of,
-    none_of,
     order_of,
     samples,
     touched,
@@ -68,7 +68,7 @@ def choose(
     """
     target = Target.model_validate(latency["target"])
     precision = str(latency.get("precision", "fp32"))
-    steps = [widths(len(group.members)) for group in plan.groups]
+    steps = [*(widths(len(group.members)) for group in plan.groups), *(BRANCH for _ in plan.branches)]
     costs = _Costs(plan, steps, target, precision)
     feeds = samples(module, calibration)
     ways = balanced(disturbances(plan, steps, order_of(plan), feeds), steps)
@@ -111,11 +111,11 @@ class _Costs:
 
     def __init__(self, plan: Plan, steps: list[list[int]], target: Target, precision: str) -> None:
         self.plan, self.batch = plan, target.run.batch
-        whole, order = plan.cut(none_of(plan)), order_of(plan)
+        whole, order = plan.cut(plan.none()), order_of(plan)
         built = [n for n in plan.costly if _spec(plan, n, whole, self.batch)]
         wanted: set[_cost.Spec] = set()
         for node in built:
-            for kept in _combinations(steps, list(touched(plan, node))):
+            for kept in _combinations(steps, [g for g in touched(plan, node) if g < len(plan.groups)]):
                 if spec := _spec(plan, node, plan.cut(gone_of(plan, order, kept)), self.batch):
                     wanted.add(spec)
         note(f"timing {len(wanted)} layers at their widths on {target.name} ({precision})")
@@ -133,7 +133,7 @@ class _Costs:
 
     def of(self, cut: Cut) -> float:
         """Milliseconds of all layers that multiply."""
-        return sum(self.node(node, cut) for node in self.plan.costly)
+        return sum(self.node(node, cut) for node in self.plan.costly if node not in cut.unread)
 
 
 def _combinations(steps: list[list[int]], near: list[int]) -> Iterable[list[int]]:
@@ -181,7 +181,7 @@ class _Line:
         from edgekit.measure import Row, measure_rows
         from edgekit.recipe import MeasureSection
 
-        pair = {"original": none_of(self.plan), "pruned": gone}
+        pair = {"original": self.plan.none(), "pruned": gone}
         rows = [Row(id=name, artifact=self._build(g), backend=self.target.backend) for name, g in pair.items()]
         return float(measure_rows(rows, self.target, MeasureSection(**effort))[1].speedup or 0.0)
 

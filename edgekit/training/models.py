@@ -28,8 +28,8 @@ class Trainee:
         module: ``forward(feeds: dict[str, Tensor]) -> tuple[Tensor, …]``; ``train()`` and ``eval()`` work.
         ending: What it ends in: ``logits``, ``sigmoid``, ``softmax`` or ``log_softmax``.
         save: Writes it to a file of the kind it was opened from.
-        watching: Makes of module names a ``module`` that has in ``features``, after each call, what those modules gave;
-            None where the graph knows no modules.
+        watching: Makes of module names a ``module`` that has in ``features``, after each call, what those modules gave,
+            by name; None where the graph knows no modules.
     """
 
     module: nn.Module

@@ -113,8 +113,10 @@ def _distillation(job: TrainJob, task: str, student: Trainee, teacher: Trainee |
         return outputs_alone
 
     def with_features(outputs: losses.Outputs, targets: losses.Outputs) -> Tensor:
-        seen = (list(trainee.module.features) for trainee in (student, teacher))
-        return outputs_alone(outputs, targets) + losses.similarity(*seen)
+        mine, theirs = student.module.features, teacher.module.features
+        shared = [name for name in mine if name in theirs]  # pruning may have taken whole modules out
+        same = losses.similarity([mine[name] for name in shared], [theirs[name] for name in shared])
+        return outputs_alone(outputs, targets) + same
 
     return with_features
 
