@@ -55,7 +55,7 @@ def plan_of(model: nn.Module, inputs: Any, **wish: Any) -> Plan:
 
     def choose(plan: Plan, _: Wish) -> Tensor:
         found.append(plan)
-        return plan.none()
+        return plan.gone({})
 
     prune_once(exported.capture(model, inputs), Wish(**wish), RANK, None, choose)
     return found[0]
@@ -65,9 +65,7 @@ def without(*numbers: int) -> Callable[[Plan, Wish], Tensor]:
     """A choice of branches, by their numbers."""
 
     def choose(plan: Plan, _: Wish) -> Tensor:
-        gone = plan.none()
-        gone[[plan.solved.count + number for number in numbers]] = True
-        return gone
+        return plan.gone({len(plan.groups) + number: 0 for number in numbers})
 
     return choose
 

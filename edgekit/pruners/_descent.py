@@ -47,19 +47,6 @@ def widths(count: int, *, fine: bool = False) -> list[int]:
     return [count, *(w for w in range(count // step * step, 0, -step) if least <= w < count)]
 
 
-def order_of(plan: Plan) -> list[Tensor]:
-    """Each group's members, weakest first; behind them each branch, a group of one that can be empty."""
-    channels = [g.members[plan.importance[g.members].argsort(stable=True)] for g in plan.groups]
-    return [*channels, *(torch.tensor([plan.solved.count + i]) for i in range(len(plan.branches)))]
-
-
-def gone_of(plan: Plan, order: list[Tensor], kept: list[int]) -> Tensor:
-    gone = plan.none()
-    for members, width in zip(order, kept, strict=True):
-        gone[members[: len(members) - width]] = True
-    return gone
-
-
 def samples(module: Exported, calibration: Any) -> list[Any]:
     """Flat inputs to judge cuts by: calibration samples, or the example where there are none or batches are fixed."""
     from edgekit.exported import feeds_of
@@ -96,9 +83,8 @@ class Ledger:
 
     def __init__(self, plan: Plan, nodes: list[Node], cost: Callable[[Node, Cut], float]) -> None:
         self.plan, self.nodes, self.cost = plan, nodes, cost
-        self.order = order_of(plan)
         self.near = {node: touched(plan, node) for node in nodes}
-        self.of_group = [[n for n in nodes if g in self.near[n]] for g in range(len(self.order))]
+        self.of_group = [[n for n in nodes if g in self.near[n]] for g in range(len(plan.order))]
         self.known: dict[tuple[Node, tuple[int, ...]], float] = {}
 
     def at(self, node: Node, kept: list[int]) -> float:
@@ -106,10 +92,7 @@ class Ledger:
         near = self.near[node]
         key = (node, tuple(kept[g] for g in near))
         if key not in self.known:
-            gone = self.plan.none()
-            for g in near:
-                gone[self.order[g][: len(self.order[g]) - kept[g]]] = True
-            cut = self.plan.cut(gone)
+            cut = self.plan.cut(self.plan.gone({g: kept[g] for g in near}))
             self.known[key] = 0.0 if node in cut.unread else self.cost(node, cut)
         return self.known[key]
 
@@ -152,7 +135,7 @@ def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[lis
     at = [0] * len(steps)
     kept = [s[0] for s in steps]
     now = whole = ledger.total(kept)
-    path = Descent([gone_of(plan, ledger.order, kept)], [1.0], [(-1, 0)])
+    path = Descent([plan.gone({})], [1.0], [(-1, 0)])
     while now > whole * floor:
         best: tuple[float, int, int, float] | None = None
         for g, choices in enumerate(steps):
@@ -167,11 +150,11 @@ def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[lis
         now += change
         path.steps.append((g, kept[g]))
         at[g], kept[g] = place, steps[g][place]
-        path.gone.append(gone_of(plan, ledger.order, kept))
+        path.gone.append(plan.gone(dict(enumerate(kept))))
         path.predicted.append(now / whole)
     if (room := whole * floor - now) > 0:
         now += _refill(steps, at, ledger, losses, room)
-        path.gone[-1] = gone_of(plan, ledger.order, [s[place] for s, place in zip(steps, at, strict=True)])
+        path.gone[-1] = plan.gone({g: s[at[g]] for g, s in enumerate(steps)})
         path.predicted[-1] = now / whole
     return path
 
@@ -183,7 +166,7 @@ def even(plan: Plan, steps: list[list[int]], ledger: Ledger, floor: float) -> Te
         kept = [min((abs(width - share * widths[0]), width) for width in widths if width)[1] for widths in steps]
         if ledger.total(kept) <= whole * floor:
             break
-    return gone_of(plan, ledger.order, kept)
+    return plan.gone(dict(enumerate(kept)))
 
 
 def _refill(steps: list[list[int]], at: list[int], ledger: Ledger, losses: list[list[float]], room: float) -> float:

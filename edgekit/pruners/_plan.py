@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,9 +59,18 @@ class Plan:
     costly: list[Node]
     batch: int
 
-    def none(self) -> Tensor:
-        """What goes where nothing goes: bool (bundles + branches,)."""
-        return torch.zeros(self.solved.count + len(self.branches), dtype=torch.bool)
+    @cached_property
+    def order(self) -> list[Tensor]:
+        """Each group's members, weakest first; behind them each branch, a group of one that can be empty."""
+        channels = [g.members[self.importance[g.members].argsort(stable=True)] for g in self.groups]
+        return [*channels, *(torch.tensor([self.solved.count + i]) for i in range(len(self.branches)))]
+
+    def gone(self, kept: Mapping[int, int]) -> Tensor:
+        """What goes where groups, by their place in ``order``, keep so many members: bool (bundles + branches,)."""
+        gone = torch.zeros(self.solved.count + len(self.branches), dtype=torch.bool)
+        for group, width in kept.items():
+            gone[self.order[group][: len(self.order[group]) - width]] = True
+        return gone
 
     def cut(self, gone: Tensor) -> Cut:
         """The cut that removes these bundles and branches, bool (bundles + branches,)."""
@@ -123,7 +133,7 @@ def prune_once(
             break
         unproved = f"it could not be proved at '{proof.culprit.name}' ({proof.how}) and was put back"
         banned[proof.culprit.name] = plan.analysis.refused.get(proof.culprit, unproved)
-    nothing = plan.cut(plan.none())
+    nothing = plan.cut(plan.gone({}))
     untouched, _ = rewrite(module, plan.analysis, nothing)
     return Outcome(untouched, plan, nothing, 0.0)
 
@@ -271,20 +281,20 @@ def count_at(plan: Plan, wish: Wish) -> float:
 
 def _at(plan: Plan, wish: Wish, ratio: float) -> Tensor:
     """The weakest ``ratio`` of the channels of each group, rounded, or of all; at least the best of each stays."""
-    gone = plan.none()
+    counts = [len(group.members) for group in plan.groups]
     shares = [share_of(group, wish, ratio) for group in plan.groups]
-    if wish.scope == "global":
-        free = [g for g, (_, own) in zip(plan.groups, shares, strict=True) if not own]
-        members = torch.cat([_removable(plan, g) for g in free]) if free else torch.empty(0, dtype=torch.long)
+    free = [g for g, (_, own) in enumerate(shares) if not own] if wish.scope == "global" else []
+    gone = plan.gone(
+        {
+            g: max(1, _kept(counts[g], share, 1 if own else wish.round_to))
+            for g, (share, own) in enumerate(shares)
+            if g not in free
+        }
+    )
+    if free:
+        members = torch.cat([plan.order[g][:-1] for g in free])
         order = members[plan.importance[members].argsort(stable=True)]
-        total = sum(len(g.members) for g in free)
-        gone[order[: round(ratio * total)]] = True
-    for group, (share, own) in zip(plan.groups, shares, strict=True):
-        if wish.scope == "global" and not own:
-            continue
-        count = len(group.members)
-        kept = _kept(count, share, 1 if own else wish.round_to)
-        gone[_removable(plan, group)[: count - kept]] = True
+        gone[order[: round(ratio * sum(counts[g] for g in free))]] = True
     return gone
 
 
@@ -294,11 +304,6 @@ def _kept(count: int, share: float, multiple: int) -> int:
     if kept == count or kept < multiple or count < 4 * multiple:
         return kept
     return min(count, (kept + multiple // 2) // multiple * multiple)
-
-
-def _removable(plan: Plan, group: Group) -> Tensor:
-    """A group's members without the best, weakest first."""
-    return group.members[plan.importance[group.members].argsort(stable=True)][:-1]
 
 
 def share_of(group: Group, wish: Wish, ratio: float) -> tuple[float, bool]:

@@ -132,7 +132,7 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Any:
         goal = goal_of(plan, wish)[1] or count_at(plan, wish)
         steps = [*(_steps(group, wish) for group in plan.groups), *(_descent.BRANCH for _ in plan.branches)]
         feeds = _descent.samples(module, calibration)
-        losses = disturbances(plan, steps, _descent.order_of(plan), feeds)
+        losses = disturbances(plan, steps, feeds)
         ledger = _ledger(plan, wish)
         whole = ledger.total([widths[0] for widths in steps])
         ways = _descent.balanced(losses, steps)

@@ -20,7 +20,7 @@ LOST = 0.01  # the least share of the outputs that counts as left
 
 
 @torch.no_grad()
-def disturbances(plan: Plan, steps: list[list[int]], order: list[Tensor], feeds: list[Any]) -> list[list[float]]:
+def disturbances(plan: Plan, steps: list[list[int]], feeds: list[Any]) -> list[list[float]]:
     """For each group or branch and each of its widths, how much of the outputs is lost: −log of the share that is left.
 
     Groups share a network, so what each leaves multiplies, and these add up. The share is 1 less the relative squared
@@ -30,7 +30,6 @@ def disturbances(plan: Plan, steps: list[list[int]], order: list[Tensor], feeds:
     Args:
         plan: The coupled model.
         steps: Each group's widths, widest first.
-        order: Each group's members, weakest first.
         feeds: Flat inputs, float32 (N, …) each; as many are used as there is time for.
     """
     module = plan.analysis.module
@@ -45,9 +44,7 @@ def disturbances(plan: Plan, steps: list[list[int]], order: list[Tensor], feeds:
         lost, each = {0: 0.0}, 0.0
         for place in probes:
             away = widths[0] - widths[place]
-            gone = plan.none()
-            gone[order[group][: len(order[group]) - widths[place]]] = True
-            pruned, _ = rewrite(module, plan.analysis, plan.cut(gone))
+            pruned, _ = rewrite(module, plan.analysis, plan.cut(plan.gone({group: widths[place]})))
             each = max(each, -math.log(max(1 - float(error(outputs(pruned, feeds), expected)), LOST)) / away)
             lost[place] = each * away
         found.append(_between(lost, widths))

@@ -34,8 +34,6 @@ from edgekit.pruners._descent import (
     balanced,
     descend,
     even,
-    gone_of,
-    order_of,
     samples,
     touched,
     widths,
@@ -71,7 +69,7 @@ def choose(
     steps = [*(widths(len(group.members)) for group in plan.groups), *(BRANCH for _ in plan.branches)]
     costs = _Costs(plan, steps, target, precision)
     feeds = samples(module, calibration)
-    ways = balanced(disturbances(plan, steps, order_of(plan), feeds), steps)
+    ways = balanced(disturbances(plan, steps, feeds), steps)
     cuts = [descend(plan, steps, costs.ledger, way, 1 / goal).gone[-1] for way in ways]
     losses = ways[_rehearse.ranked(plan, cuts, feeds)[0]]
     best = 0.0
@@ -111,12 +109,12 @@ class _Costs:
 
     def __init__(self, plan: Plan, steps: list[list[int]], target: Target, precision: str) -> None:
         self.plan, self.batch = plan, target.run.batch
-        whole, order = plan.cut(plan.none()), order_of(plan)
+        whole = plan.cut(plan.gone({}))
         built = [n for n in plan.costly if _spec(plan, n, whole, self.batch)]
         wanted: set[_cost.Spec] = set()
         for node in built:
             for kept in _combinations(steps, [g for g in touched(plan, node) if g < len(plan.groups)]):
-                if spec := _spec(plan, node, plan.cut(gone_of(plan, order, kept)), self.batch):
+                if spec := _spec(plan, node, plan.cut(plan.gone(kept)), self.batch):
                     wanted.add(spec)
         note(f"timing {len(wanted)} layers at their widths on {target.name} ({precision})")
         self.times = _cost.measured(wanted, target, precision)
@@ -136,17 +134,14 @@ class _Costs:
         return sum(self.node(node, cut) for node in self.plan.costly if node not in cut.unread)
 
 
-def _combinations(steps: list[list[int]], near: list[int]) -> Iterable[list[int]]:
+def _combinations(steps: list[list[int]], near: list[int]) -> Iterable[dict[int, int]]:
     """Widths of the groups that a layer touches: all pairs where it touches two, each alone where more."""
-    base = [s[0] for s in steps]
-    yield base
+    yield {}
     for place, i in enumerate(near):
         for width in steps[i]:
-            one = [width if n == i else w for n, w in enumerate(base)]
-            yield one
+            yield {i: width}
             for j in near[place + 1 :] if len(near) <= 3 else ():
-                for other in steps[j]:
-                    yield [other if n == j else w for n, w in enumerate(one)]
+                yield from ({i: width, j: other} for other in steps[j])
 
 
 def _spec(plan: Plan, node: Node, cut: Cut, batch: int) -> _cost.Spec | None:
@@ -181,7 +176,7 @@ class _Line:
         from edgekit.measure import Row, measure_rows
         from edgekit.recipe import MeasureSection
 
-        pair = {"original": self.plan.none(), "pruned": gone}
+        pair = {"original": self.plan.gone({}), "pruned": gone}
         rows = [Row(id=name, artifact=self._build(g), backend=self.target.backend) for name, g in pair.items()]
         return float(measure_rows(rows, self.target, MeasureSection(**effort))[1].speedup or 0.0)
 
