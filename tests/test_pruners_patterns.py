@@ -222,6 +222,9 @@ def test_a_rule_that_raises_costs_ratio_and_is_called_a_fault(table: str, monkey
     reasons = {k["layer"]: k["reason"] for k in result.kept}
     assert "'reshape' fails (TypeError: unforeseen); please report it" in reasons["a"]
     assert reasons["reshape.default"] == reasons["a"]
+    searched = edgekit.prune(model, TOKENS, target_macs=0.8, calibration=[(TOKENS, None)])
+    assert searched.model.state_dict()["a.weight"].shape == (20, 24)  # and was not cut to see what that disturbs
+    assert {k["layer"]: k["reason"] for k in searched.kept}["a"] == reasons["a"]
 
 
 @pytest.mark.parametrize("learned", [False, True])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -107,11 +108,13 @@ def prune_once(
 ) -> Outcome:
     """Prune a copy of an exported module and prove it; what can't be proved is put back.
 
+    Args:
+        choose: What goes, bool (bundles + branches,), of a plan and a wish; else :func:`chosen`. It may run cuts of the
+            plan: what can't be proved of an even one is out of it before.
+
     Raises:
         InputError: A goal that can't be reached, or a pattern that names no layer.
     """
-    import copy
-
     module = copy.deepcopy(module).eval()
     feeds = feeds_for(module)
     shapes = shapes_of(module, feeds)
@@ -119,9 +122,28 @@ def prune_once(
         shapes = shapes_of(module, feeds)
     banned: dict[str, str] = {}
     whole: set[str] = set()
+
+    def make_plan() -> Plan:
+        return planned(module, shapes, wish, rank, gradients, banned, whole)
+
+    if choose is not None:
+        even = replace(wish, ratio=0.5, scope="local", target_macs=None, target_parameters=None)
+        _proved(module, feeds, make_plan, lambda plan: chosen(plan, even), banned, whole)
+    return _proved(module, feeds, make_plan, lambda plan: (choose or chosen)(plan, wish), banned, whole)
+
+
+def _proved(
+    module: Exported,
+    feeds: list[Any],
+    make_plan: Callable[[], Plan],
+    choose: Callable[[Plan], Tensor],
+    banned: dict[str, str],
+    whole: set[str],
+) -> Outcome:
+    """Choose, cut and prove, until a cut is proved; ``banned`` and ``whole`` take what is not, for the next plan."""
     for _ in range(ATTEMPTS):
-        plan = planned(module, shapes, wish, rank, gradients, banned, whole)
-        cut = plan.cut((choose or chosen)(plan, wish))
+        plan = make_plan()
+        cut = plan.cut(choose(plan))
         pruned, nodes = rewrite(module, plan.analysis, cut)
         proof = prove(plan.analysis, cut, nodes, pruned, feeds)
         if proof.culprit is None:
