@@ -144,6 +144,14 @@ class PruneSection(Section):
     target_speedup: float | None = Field(None, gt=1)
     iterations: int = Field(1, ge=1)
 
+    @model_validator(mode="after")
+    def _one_goal(self) -> PruneSection:
+        goals = ("target_macs", "target_parameters", "target_speedup")
+        given = [name for name in goals if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are goals, and one is pruned towards at a time: keep one of them")
+        return self
+
 
 class QuantizeSection(Section):
     """``[quantize]``: the scheme is the target's; this says how ranges and weights are found.

@@ -424,6 +424,11 @@ def test_ratio_zero_changes_nothing() -> None:
     assert torch.equal(result.model(IMAGE), model(IMAGE))
 
 
+def test_two_goals_at_once_are_refused() -> None:
+    with pytest.raises(InputError, match="one is pruned towards at a time"):
+        edgekit.prune(model_of(), IMAGE, target_macs=0.5, target_parameters=0.5)
+
+
 @pytest.mark.parametrize("ratio", [1.0, -0.1, float("nan"), "half"])
 def test_a_ratio_out_of_range_is_refused(ratio: Any) -> None:
     with pytest.raises(InputError, match=r"must be in \[0, 1\)"):

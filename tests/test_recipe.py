@@ -97,6 +97,11 @@ def test_routes_put_the_untouched_model_first(tmp_path: Path) -> None:
     assert small.quantize.method == "static"
 
 
+def test_two_goals_at_once_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="target_macs and target_speedup are goals"):
+        _load(tmp_path, GOOD + "[prune]\ntarget_macs = 0.5\ntarget_speedup = 1.5\n")
+
+
 def test_finetune_makes_a_stage_of_training(tmp_path: Path) -> None:
     text = GOOD.replace('quantize = "static"', 'quantize = { method = "clustered", finetune = true }')
     small = routes_of(recipe := _load(tmp_path, text))[1]

@@ -168,6 +168,11 @@ def _in_range(settings: Mapping[str, Any]) -> None:
                 f"{name} is {value!r}; it is a share of the original's, in (0, 1]",
                 remedy="0.5 asks for half of the original's",
             )
+    if None not in (settings.get("target_macs"), settings.get("target_parameters")):
+        raise InputError(
+            "target_macs and target_parameters are goals, and one is pruned towards at a time",
+            remedy="leave one of them out",
+        )
     if settings.get("scope", "auto") not in ("auto", "local", "global", "sensitivity"):
         raise InputError(f"scope is {settings['scope']!r}", remedy='use "auto", "local", "global" or "sensitivity"')
     for name in ("iterations", "round_to"):
