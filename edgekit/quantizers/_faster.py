@@ -37,6 +37,7 @@ WORTH = 0.97  # of the time, for layers in float; and that in MOST_ROUNDS of the
 WORTH_SCHEME = 0.985  # for another scheme, which costs accuracy no more than the runtimes' own tools do
 MOST_ROUNDS = 0.8
 ROUNDS, LEAST_ROUNDS, BUDGET_S = 25, 9, 4.0
+ROUND_S = 0.02  # of each candidate
 FEW = 4  # samples: a kernel's time does not depend on the ranges
 
 
@@ -170,19 +171,22 @@ def _built(model: ir.Model, floats: tuple[str, ...], data: Samples, target: Targ
 
 
 def _rounds(runs: list[Any]) -> list[list[float]]:
+    """Each run's processor seconds in each round; a model of a millisecond runs several times in a round."""
     for run in runs:
         run()  # the first one allocates
     started = time.perf_counter()
     for run in runs:
         run()
     once = time.perf_counter() - started
-    rounds = min(ROUNDS, int(BUDGET_S / once))
+    repeats = max(1, int(ROUND_S * len(runs) / once))
+    rounds = min(ROUNDS, int(BUDGET_S / (once * repeats)))
     times: list[list[float]] = [[] for _ in runs]
     for number in range(rounds if rounds >= LEAST_ROUNDS else 0):
         for index in range(len(runs)):
             place = (index + number) % len(runs)
             started = time.process_time()
-            runs[place]()
+            for _ in range(repeats):
+                runs[place]()
             times[place].append(time.process_time() - started)
     return times
 
