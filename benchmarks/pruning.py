@@ -4,6 +4,7 @@
     python benchmarks/pruning.py resnet50 swin_t       over some of them
     python benchmarks/pruning.py --onnx bert unet      and the exported ONNX against the pruned module
     python benchmarks/pruning.py --timm 0 40           one model of each of timm's families, a slice of them
+    python benchmarks/pruning.py --branches resnet50   residual branches out whole, all of them and every second one
     python benchmarks/pruning.py --accuracy            three small models by both tools, the ResNet-20 by edgekit
         --seeds 0 --epochs 30 --precision bf16 --parameters 0.45  (the ResNet-20 alone, otherwise)
         --seeds 0 --epochs 30 --precision bf16 --speedup 1.1      (chosen for int8 kernels, pruned and quantized)
@@ -77,6 +78,30 @@ def ours(name: str, onnx: bool) -> dict[str, Any]:
     return row | ({"onnx": onnx_difference(result)} if onnx else {})
 
 
+def branches(name: str) -> dict[str, Any]:
+    """Take all residual branches out whole, and every second one beside channels; what came out."""
+    from edgekit import rooms
+    from edgekit.exported import capture
+    from edgekit.pruners._plan import Plan, Wish, chosen, prune_once
+
+    model, example = zoo.build(name)
+    row: dict[str, Any] = {}
+    for every, ratio in ((1, 0.0), (2, RATIO)):
+        offered: list[int] = []
+
+        def choose(plan: Plan, wish: Wish, every: int = every, offered: list[int] = offered) -> Tensor:
+            offered.append(len(plan.branches))
+            gone = chosen(plan, wish)
+            gone[plan.solved.count :: every] = True
+            return gone
+
+        rank = rooms.load("pruners", "magnitude").rank
+        outcome = prune_once(capture(model, example), Wish(ratio=ratio), rank, None, choose)
+        row["offered"] = offered[0]
+        row[every] = (len(outcome.cut.branches), outcome.plan.macs(outcome.cut) / outcome.plan.macs(), outcome.parity)
+    return row
+
+
 def onnx_difference(result: Any) -> float:
     """The greatest relative difference of the exported ONNX file, in ONNX Runtime, from the pruned module."""
     import onnxruntime
@@ -131,7 +156,8 @@ def one(name: str, tool: str, onnx: bool, answer: Connection) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        answer.send(ours(name, onnx) if tool == "edgekit" else theirs(name))
+        tools = {"edgekit": lambda: ours(name, onnx), "torch-pruning": lambda: theirs(name)}
+        answer.send((tools | {"branches": lambda: branches(name)})[tool]())
     except Exception as error:
         answer.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"})
 
@@ -173,6 +199,28 @@ def coverage(names: list[str], onnx: bool, compare: bool) -> None:
         print(f"torch-pruning runs on {others} of {len(names)}.")
 
 
+def whole_branches(names: list[str]) -> None:
+    """Print the table of residual branches, a line as soon as it is known."""
+    print(
+        "| model | residual branches | all out: MACs left | differs | every second, and channels: MACs left | differs |"
+    )
+    print("|---" * 6 + "|")
+    works = offering = 0
+    for name in names:
+        row = apart(name, "branches")
+        if "error" in row:
+            print(f"| {name} | {row['error']} | | | | |", flush=True)
+            offering += 1
+            continue
+        each = [f"{macs:.3f} | {parity:.0e}" for _, macs, parity in (row[1], row[2])]
+        offering += bool(row["offered"])
+        works += row["offered"] > 0 and (row[1][0], row[2][0]) == (row["offered"], -(-row["offered"] // 2))
+        print(f"| {name} | {row['offered']} | {' | '.join(each)} |", flush=True)
+    print(
+        f"\nOf {offering} of {len(names)} with such branches, {works} were proved without all of them and without half."
+    )
+
+
 def _cells(row: dict[str, Any], onnx: bool) -> str:
     if "error" in row:
         return f"{row['error']} | | |{' |' if onnx else ''} | "
@@ -196,6 +244,7 @@ def main() -> None:
     parser.add_argument("--onnx", action="store_true")
     parser.add_argument("--alone", action="store_true", help="without torch-pruning")
     parser.add_argument("--timm", nargs=2, type=int, metavar=("FROM", "TO"))
+    parser.add_argument("--branches", action="store_true")
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="of the ResNet-20's recovery")
@@ -221,7 +270,10 @@ def main() -> None:
         names = options.names or [*zoo.TORCHVISION, *zoo.TIMM, *zoo.OTHERS]
         if options.timm:
             names = zoo.families()[slice(*options.timm)]
-        coverage(names, options.onnx, not options.alone)
+        if options.branches:
+            whole_branches(names)
+        else:
+            coverage(names, options.onnx, not options.alone)
 
 
 if __name__ == "__main__":
