@@ -92,8 +92,8 @@ class Ledger:
         near = self.near[node]
         key = (node, tuple(kept[g] for g in near))
         if key not in self.known:
-            cut = self.plan.cut(self.plan.gone({g: kept[g] for g in near}))
-            self.known[key] = 0.0 if node in cut.unread else self.cost(node, cut)
+            gone = self.plan.gone({g: kept[g] for g in near})
+            self.known[key] = self.cost(node, self.plan.cut(gone)) if all(key[1]) else 0.0  # its branch is gone
         return self.known[key]
 
     def total(self, kept: list[int]) -> float:
