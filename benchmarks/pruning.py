@@ -82,18 +82,18 @@ def branches(name: str) -> dict[str, Any]:
     """Take all residual branches out whole, and every second one beside channels; what came out."""
     from edgekit import rooms
     from edgekit.exported import capture
-    from edgekit.pruners._plan import Plan, Wish, chosen, prune_once
+    from edgekit.pruners._plan import Choice, Plan, Wish, chosen, prune_once
 
     model, example = zoo.build(name)
     row: dict[str, Any] = {}
     for every, ratio in ((1, 0.0), (2, RATIO)):
         offered: list[int] = []
 
-        def choose(plan: Plan, wish: Wish, every: int = every, offered: list[int] = offered) -> Tensor:
+        def choose(plan: Plan, wish: Wish, every: int = every, offered: list[int] = offered) -> Choice:
             offered.append(len(plan.branches))
             gone = chosen(plan, wish)
             gone[plan.solved.count :: every] = True
-            return gone
+            return Choice(gone)
 
         rank = rooms.load("pruners", "magnitude").rank
         outcome = prune_once(capture(model, example), Wish(ratio=ratio), rank, None, choose)

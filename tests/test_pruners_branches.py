@@ -16,7 +16,7 @@ import edgekit
 from edgekit import exported, rooms
 from edgekit.pruners import _plan
 from edgekit.pruners._check import Proof, prove
-from edgekit.pruners._plan import Plan, Wish, prune_once
+from edgekit.pruners._plan import Choice, Choose, Plan, Wish, prune_once
 from tests.pruning_patterns import IMAGE, TOKENS, Layers, proved
 
 BATCHES = [(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(i)), None) for i in range(3)]
@@ -53,19 +53,19 @@ class Net(nn.Module):
 def plan_of(model: nn.Module, inputs: Any, **wish: Any) -> Plan:
     found: list[Plan] = []
 
-    def choose(plan: Plan, _: Wish) -> Tensor:
+    def choose(plan: Plan, _: Wish) -> Choice:
         found.append(plan)
-        return plan.gone({})
+        return Choice(plan.gone({}))
 
     prune_once(exported.capture(model, inputs), Wish(**wish), RANK, None, choose)
     return found[0]
 
 
-def without(*numbers: int) -> Callable[[Plan, Wish], Tensor]:
+def without(*numbers: int) -> Choose:
     """A choice of branches, by their numbers."""
 
-    def choose(plan: Plan, _: Wish) -> Tensor:
-        return plan.gone({len(plan.groups) + number: 0 for number in numbers})
+    def choose(plan: Plan, _: Wish) -> Choice:
+        return Choice(plan.gone({len(plan.groups) + number: 0 for number in numbers}))
 
     return choose
 
@@ -84,6 +84,9 @@ def test_the_branch_that_gives_nothing_goes_whole(in_place: bool, tmp_path: Path
     assert rows["blocks.0.b"]["channels"] == (16, 16)
     assert rows["blocks.1.a"]["parameters"] == (2304, 0)
     assert result.notes == ("residual branches that went whole: blocks.1.a and blocks.1.b",)
+    lost = {entry["layer"]: entry["lost"] for entry in result.sensitivity}
+    assert lost["all of blocks.1.a, blocks.1.b"] < 0.001 < lost["all of blocks.0.a, blocks.0.b"]
+    assert list(lost.values()) == sorted(lost.values(), reverse=True)
     assert result.macs[1] == sum(row["macs"][1] for row in result.table)
     assert result.parameters[1] == sum(p.numel() for p in result.model.parameters())
     assert not any(entry["layer"].startswith("blocks.1") for entry in result.kept)
@@ -146,7 +149,7 @@ def test_a_branch_that_changes_what_stays_through_a_view_is_put_back() -> None:
     model = Layers(forward, **layers)
     assert len(plan_of(model, IMAGE).branches) == 1
 
-    def choose(plan: Plan, wish: Wish) -> Tensor:
+    def choose(plan: Plan, wish: Wish) -> Choice:
         return without(*range(len(plan.branches)))(plan, wish)
 
     outcome = prune_once(exported.capture(model, IMAGE), Wish(), RANK, None, choose)
@@ -183,10 +186,10 @@ def test_a_branch_that_can_not_be_proved_stays(monkeypatch: pytest.MonkeyPatch) 
     def doubtful(analysis: Any, what: Any, *rest: Any) -> Proof:
         return Proof(1.0, what.branches[0].join, "it differs") if what.branches else prove(analysis, what, *rest)
 
-    def choose(plan: Plan, wish: Wish) -> Tensor:
-        gone = without(*range(len(plan.branches)))(plan, wish)
+    def choose(plan: Plan, wish: Wish) -> Choice:
+        gone = without(*range(len(plan.branches)))(plan, wish).gone
         gone[next(g for g in plan.groups if "blocks.0.a" in g.layers).members[:8]] = True
-        return gone
+        return Choice(gone)
 
     monkeypatch.setattr(_plan, "prove", doubtful)
     outcome = prune_once(exported.capture(Net().eval(), IMAGE), Wish(), RANK, None, choose)

@@ -12,7 +12,7 @@ import edgekit
 from edgekit import exported, rooms
 from edgekit.pruners import _descent, _rehearse
 from edgekit.pruners._macs import macs_of
-from edgekit.pruners._plan import Plan, Wish, prune_once
+from edgekit.pruners._plan import Choice, Plan, Wish, prune_once
 from edgekit.pruners._rewrite import rewrite
 from edgekit.pruners._sensitivity import disturbances, error, outputs
 
@@ -36,9 +36,9 @@ class Net(nn.Module):
 def plan() -> Plan:
     found: list[Plan] = []
 
-    def choose(plan: Plan, _: Wish) -> Tensor:
+    def choose(plan: Plan, _: Wish) -> Choice:
         found.append(plan)
-        return plan.gone({})
+        return Choice(plan.gone({}))
 
     module = exported.capture(Net(), torch.randn(2, 3, 4, 4))
     prune_once(module, Wish(), rooms.load("pruners", "magnitude").rank, None, choose)

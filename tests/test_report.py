@@ -597,6 +597,16 @@ def test_layers_ranked_by_the_quantizers_guard_are_drawn() -> None:
     assert "6.10 dB" in text
 
 
+@needs_charts
+def test_layers_that_mind_pruning_are_drawn() -> None:
+    record = small()
+    lost = [{"layer": "stem, conv2", "lost": 0.03}, {"layer": "all of block.1", "lost": 0.215}]
+    row(record, "int8@x86-cpu")["reports"] = {"prune": {"sensitivity": lost}}
+    text = html_of(record)
+    assert "that mind pruning most, on x86-cpu" in text
+    assert text.index("1. all of block.1") < text.index("2. stem, conv2")
+
+
 # ── raw samples ───────────────────────────────────────────────────────────────────────────
 
 

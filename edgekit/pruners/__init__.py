@@ -32,6 +32,8 @@ class Pruned:
             0 after: it went with its branch.
         parity: The greatest relative difference from the original with the removed channels and branches held at zero.
         notes: What else is worth knowing.
+        sensitivity: Where it was measured, ``{"layer", "lost"}`` for each group of channels and each residual branch:
+            the share of the outputs, 0 to 1, that is lost where half of the channels, or the branch, goes alone.
         steps: What was decided in each iteration (for :meth:`origin`).
     """
 
@@ -42,6 +44,7 @@ class Pruned:
     table: tuple[dict[str, Any], ...]
     parity: float
     notes: tuple[str, ...] = ()
+    sensitivity: tuple[dict[str, Any], ...] = ()
     steps: tuple[Any, ...] = field(default=(), repr=False)
 
     def origin(self) -> dict[str, Tensor]:

@@ -26,6 +26,8 @@ from edgekit.pruners._rewrite import Cut, rewrite
 
 ATTEMPTS = 24
 
+Choose = Callable[["Plan", "Wish"], "Choice"]
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -88,13 +90,28 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What goes, and what is worth telling of how that was chosen.
+
+    Attributes:
+        gone: bool (bundles + branches,).
+        sensitivity: See :attr:`edgekit.pruners.Pruned.sensitivity`.
+    """
+
+    gone: Tensor
+    notes: tuple[str, ...] = ()
+    sensitivity: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """A proved result of one pruning step."""
+    """A proved result of one pruning step; nothing was chosen where nothing could be proved."""
 
     module: Exported
     plan: Plan
     cut: Cut
     parity: float
+    choice: Choice | None = None
 
 
 def feeds_for(module: Exported) -> list[Any]:
@@ -104,13 +121,13 @@ def feeds_for(module: Exported) -> list[Any]:
 
 
 def prune_once(
-    module: Exported, wish: Wish, rank: Rank, gradients: dict[str, Tensor] | None, choose: Any = None
+    module: Exported, wish: Wish, rank: Rank, gradients: dict[str, Tensor] | None, choose: Choose | None = None
 ) -> Outcome:
     """Prune a copy of an exported module and prove it; what can't be proved is put back.
 
     Args:
-        choose: What goes, bool (bundles + branches,), of a plan and a wish; else :func:`chosen`. It may run cuts of the
-            plan: what can't be proved of an even one is out of it before.
+        choose: What goes of a plan and a wish; else :func:`chosen`. It may run cuts of the plan: what can't be proved
+            of an even one is out of it before.
 
     Raises:
         InputError: A goal that can't be reached, or a pattern that names no layer.
@@ -128,26 +145,28 @@ def prune_once(
 
     if choose is not None:
         even = replace(wish, ratio=0.5, scope="local", target_macs=None, target_parameters=None)
-        _proved(module, feeds, make_plan, lambda plan: chosen(plan, even), banned, whole)
-    return _proved(module, feeds, make_plan, lambda plan: (choose or chosen)(plan, wish), banned, whole)
+        _proved(module, feeds, make_plan, lambda plan: Choice(chosen(plan, even)), banned, whole)
+    pick = choose or (lambda plan, wish: Choice(chosen(plan, wish)))
+    return _proved(module, feeds, make_plan, lambda plan: pick(plan, wish), banned, whole)
 
 
 def _proved(
     module: Exported,
     feeds: list[Any],
     make_plan: Callable[[], Plan],
-    choose: Callable[[Plan], Tensor],
+    choose: Callable[[Plan], Choice],
     banned: dict[str, str],
     whole: set[str],
 ) -> Outcome:
     """Choose, cut and prove, until a cut is proved; ``banned`` and ``whole`` take what is not, for the next plan."""
     for _ in range(ATTEMPTS):
         plan = make_plan()
-        cut = plan.cut(choose(plan))
+        choice = choose(plan)
+        cut = plan.cut(choice.gone)
         pruned, nodes = rewrite(module, plan.analysis, cut)
         proof = prove(plan.analysis, cut, nodes, pruned, feeds)
         if proof.culprit is None:
-            return Outcome(pruned, plan, cut, proof.worst)
+            return Outcome(pruned, plan, cut, proof.worst, choice)
         if cut.branches:
             whole |= {branch.join.name for branch in cut.branches}
             continue

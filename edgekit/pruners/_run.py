@@ -19,6 +19,8 @@ from edgekit.pruners._coupling import Value, attribute
 from edgekit.pruners._groups import Group
 from edgekit.pruners._ids import Components
 from edgekit.pruners._plan import (
+    Choice,
+    Choose,
     Outcome,
     Plan,
     Wish,
@@ -29,7 +31,7 @@ from edgekit.pruners._plan import (
     prune_once,
     share_of,
 )
-from edgekit.pruners._sensitivity import disturbances
+from edgekit.pruners._sensitivity import disturbances, sensitivity
 
 
 def pruned(
@@ -125,10 +127,10 @@ def _gradients(module: Exported, calibration: Iterable[Any] | None) -> dict[str,
     return {name: total.sqrt() for name, total in squares.items()}
 
 
-def _by_sensitivity(module: Exported, calibration: Any) -> Any:
+def _by_sensitivity(module: Exported, calibration: Any) -> Choose:
     """Widths by what they save for what they disturb, measured on the data, as they recover best."""
 
-    def choose(plan: Plan, wish: Wish) -> Tensor:
+    def choose(plan: Plan, wish: Wish) -> Choice:
         goal = goal_of(plan, wish)[1] or count_at(plan, wish)
         steps = [*(_steps(group, wish) for group in plan.groups), *(_descent.BRANCH for _ in plan.branches)]
         feeds = _descent.samples(module, calibration)
@@ -139,7 +141,8 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Any:
         paths = [_descent.descend(plan, steps, ledger, way, goal / whole) for way in ways]
         fitting = [path.gone[-1] for path in paths if path.predicted[-1] * whole <= goal * (1 + 1e-9)]
         cuts = [*fitting, chosen(plan, wish)]  # and the same share of each
-        return cuts[_rehearse.ranked(plan, cuts, feeds)[0]]
+        best = cuts[_rehearse.ranked(plan, cuts, feeds)[0]]
+        return Choice(best, sensitivity=sensitivity(plan, steps, losses))
 
     return choose
 
@@ -170,19 +173,16 @@ def _fast(
     if latency.get("precision") == "int8" and calibration is None:
         raise InputError("target_speedup at int8 needs calibration data", remedy="give [data] a calibration split")
     gradients = _gradients(module, calibration) if getattr(member, "NEEDS_GRADIENTS", False) else None
-    said: list[str] = []
 
-    def choose(plan: Any, _: Wish) -> Tensor:
-        gone, speed, notes = _speed.choose(plan, goal, latency, module, calibration)
-        said[:] = [f"{speed:.2f} times as fast on {latency['target']['name']}, measured", *notes]
-        return gone
+    def choose(plan: Plan, _: Wish) -> Choice:
+        return _speed.choose(plan, goal, latency, module, calibration)
 
-    result = _result([prune_once(module, wish, member.rank, gradients, choose)])
-    return dataclasses.replace(result, notes=(*said, *result.notes))
+    return _result([prune_once(module, wish, member.rank, gradients, choose)])
 
 
 def _result(outcomes: list[Outcome]) -> Pruned:
     first, last = outcomes[0].plan, outcomes[-1].plan
+    choices = [o.choice for o in outcomes if o.choice]
     return Pruned(
         model=outcomes[-1].module,
         macs=(first.macs(), last.macs(outcomes[-1].cut)),
@@ -190,7 +190,8 @@ def _result(outcomes: list[Outcome]) -> Pruned:
         kept=tuple(_kept(outcomes[-1])),
         table=tuple(_table(outcomes)),
         parity=max(o.parity for o in outcomes),
-        notes=tuple(_whole_branches(outcomes)),
+        notes=(*(note for c in choices for note in c.notes), *_whole_branches(outcomes)),
+        sensitivity=choices[0].sensitivity if choices else (),
         steps=tuple(outcomes),
     )
 
@@ -318,4 +319,5 @@ def report(result: Pruned) -> dict[str, Any]:
         "table": [{k: list(v) if isinstance(v, tuple) else v for k, v in row.items()} for row in result.table],
         "parity": result.parity,
         "notes": list(result.notes),
+        "sensitivity": list(result.sensitivity),
     }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgekit.console import track
 from edgekit.pruners._check import tensors
-from edgekit.pruners._plan import Plan
+from edgekit.pruners._plan import Plan, layer_name
 from edgekit.pruners._rewrite import rewrite
 
 PROBES = 3  # widths of a group that are run; the others lie between
@@ -49,6 +49,23 @@ def disturbances(plan: Plan, steps: list[list[int]], feeds: list[Any]) -> list[l
             lost[place] = each * away
         found.append(_between(lost, widths))
     return found
+
+
+def sensitivity(plan: Plan, steps: list[list[int]], losses: list[list[float]]) -> tuple[dict[str, Any], ...]:
+    """What is lost where half of a group's channels goes alone, or a branch, by its layers: most first, for people.
+
+    Args:
+        losses: From :func:`disturbances`.
+    """
+    names = [", ".join(group.layers) for group in plan.groups]
+    names += [f"all of {', '.join(layer_name(n) for n in plan.costly if n in b.inside)}" for b in plan.branches]
+    found = []
+    for name, widths, row in zip(names, steps, losses, strict=True):
+        half = min(range(len(widths)), key=lambda place: abs(2 * widths[place] - widths[0]))
+        half = len(widths) - 1 if widths[-1] == 0 else half
+        if len(widths) > 1:
+            found.append({"layer": name, "lost": round(1 - math.exp(-row[half]), 4)})
+    return tuple(sorted(found, key=lambda entry: -float(entry["lost"])))
 
 
 def outputs(module: Any, feeds: list[Any]) -> list[Tensor]:

@@ -91,6 +91,17 @@ def sensitivity(raw: dict[str, Any]) -> Sensitivity | None:
     return None
 
 
+def pruning_sensitivity(raw: dict[str, Any]) -> Sensitivity | None:
+    """How much each layer minds pruning, from its stage's report; None where it was not measured."""
+    entries = objects(part(part(raw, "reports"), "prune").get("sensitivity"))
+    known = [(text(e, "layer"), v) for e in entries if (v := number_in(e, "lost")) is not None]
+    if not known:
+        return None
+    layers = tuple(Layer(name, value, words.percent(value)) for name, value in sorted(known, key=lambda item: -item[1]))
+    meaning = "What the outputs lose where half of the layer's channels, or a residual branch, goes alone, untrained."
+    return Sensitivity("Share of the outputs lost", meaning, layers)
+
+
 def kept_float(raw: dict[str, Any]) -> list[dict[str, Any]]:
     """The layers that cost multiply-adds and do not run in int8, the costliest first: objects of ``layers``."""
     layers = [e for e in objects(raw.get("layers")) if (number_in(e, "macs") or 0) > 0]

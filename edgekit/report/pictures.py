@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from edgekit.report import bars, scatter, words
 from edgekit.report.html import Child, Html, el, table
-from edgekit.report.operators import by_operator, sensitivity
+from edgekit.report.operators import Sensitivity, by_operator, pruning_sensitivity, sensitivity
 from edgekit.report.rows import Row, metric_of, stage_names, targets_of
 from edgekit.report.samples import Process, curve, drift, processes
 
@@ -145,7 +146,8 @@ def times(rows: list[Row], draw: bool, folder: Path | None = None) -> Html | Non
             _spread(target, raw),
             _drift(target, raw),
             _operators(mine, draw),
-            _sensitivity(mine, draw),
+            _minding("int8", sensitivity, mine, draw),
+            _minding("pruning", pruning_sensitivity, mine, draw),
         )
         if figures := [found for found in drawn if found]:
             parts += [el("h3", words.short(target, 60)), el("div", figures, class_="figures")]
@@ -223,12 +225,14 @@ def _operators(rows: list[Row], draw: bool) -> Html | None:
     return figure(bars.stacked(lines, label) if draw else None, caption, beside, target=rows[0].target)
 
 
-def _sensitivity(rows: list[Row], draw: bool) -> Html | None:
-    """The layers that mind quantization most, of the first row that has the figures."""
-    row, found = next(((row, found) for row in rows if (found := sensitivity(row.raw))), (None, None))
+def _minding(
+    what: str, read: Callable[[dict[str, Any]], Sensitivity | None], rows: list[Row], draw: bool
+) -> Html | None:
+    """The layers that mind quantization or pruning most, of the first row that has the figures."""
+    row, found = next(((row, found) for row in rows if (found := read(row.raw))), (None, None))
     if row is None or found is None:
         return None
-    label = f"Layers of {words.short(row.variant, 40)} that mind int8 most, on {words.short(row.target, 40)}"
+    label = f"Layers of {words.short(row.variant, 40)} that mind {what} most, on {words.short(row.target, 40)}"
     items = [(layer.name, layer.value, layer.shown) for layer in found.layers[:MOST_BARS]]
     beside = table(label, ["Layer", found.title], [[name, shown] for name, _, shown in items], numbers=range(1, 2))
     drawing = bars.bars(items, found.title, label) if draw else None
