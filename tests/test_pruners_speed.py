@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import edgekit
 from edgekit import child, exported
-from edgekit.errors import InputError
+from edgekit.errors import InputError, UnavailableError
 from edgekit.pruners import _cost, _descent, _speed, prune_job
 from edgekit.target import load_target
 
@@ -171,6 +171,35 @@ def test_a_speed_that_no_width_gives_is_refused_with_what_could_be(
     monkeypatch.setattr(_speed._Line, "speed", lambda *_: 1.1)
     with pytest.raises(InputError, match=r"can't be reached: 1\.10 was measured"):
         run(archive, 2.0, tmp_path)
+
+
+def test_a_speed_can_be_asked_for_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cost, "measured", stairs)
+    monkeypatch.setattr(_speed._Line, "speed", honest)
+    torch.manual_seed(0)
+    result = edgekit.prune(Net(), torch.randn(2, 3, 8, 8), target_speedup=2.0, target="x86-cpu")
+    assert result.notes[0].endswith("times as fast on x86-cpu, measured")
+    with pytest.raises(UnavailableError, match="target_speedup is measured on the device, and"):
+        edgekit.prune(Net(), torch.randn(2, 3, 8, 8), target_speedup=2.0, target="raspberry-pi-5")
+    with pytest.raises(InputError, match="must be above 1"):
+        edgekit.prune(Net(), torch.randn(2, 3, 8, 8), target_speedup=0.5)
+
+
+def test_batches_in_memory_reach_the_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole int8 models are really built; only what they take is data."""
+    monkeypatch.setattr(_cost, "measured", stairs)
+    built: list[Path] = []
+
+    def speed(line: Any, gone: Tensor, effort: Any) -> float:
+        built.append(line._build(gone))
+        return honest(line, gone, effort)
+
+    monkeypatch.setattr(_speed._Line, "speed", speed)
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 3, 8, 8), None) for _ in range(3)]
+    example = torch.randn(2, 3, 8, 8)
+    edgekit.prune(Net(), example, target_speedup=2.0, precision="int8", calibration=batches)
+    assert built
 
 
 def test_a_target_and_data_are_asked_for(archive: str, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 from edgekit import child, machine, training, workload
 from edgekit.console import warn
-from edgekit.errors import InputError, UnavailableError
+from edgekit.errors import InputError
 from edgekit.pipeline.routes import Route
 from edgekit.pipeline.workshop import ONNX, TORCH, Artifact, Workshop, own_code, versions
+from edgekit.pruners import measured_on
 from edgekit.recipe import Recipe, TrainSection
 from edgekit.training import Kind
 
@@ -44,11 +45,8 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     if calibration and (reads_data or route.prune.target_speedup):
         inputs["data"] = calibration.digest
     if route.prune.target_speedup:
-        _on_this_machine(route)
-        target = route.target.model_dump(mode="json")
-        precision = "int8" if route.quantize else "fp32"
-        inputs |= {"target": target, "machine": machine.fingerprint(), "precision": precision}
-        arguments["latency"] = {"target": target, "precision": precision}
+        arguments["latency"] = measured_on(route.target, "int8" if route.quantize else "fp32")
+        inputs |= {**arguments["latency"], "machine": machine.fingerprint()}
 
     def work(folder: Path, _: Path) -> dict[str, Any]:
         report = child.call(
@@ -62,15 +60,6 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
         return {**report, "parity": {"max_rel": report["parity"]}}
 
     return shop.make("prune", inputs, "model.pt2", TORCH, work)
-
-
-def _on_this_machine(route: Route) -> None:
-    if route.availability.status != "runs":
-        raise UnavailableError(
-            f"target_speedup is measured on the device, and {route.availability.reason}",
-            where=route.id,
-            remedy="use ratio or target_macs for this target, or run the recipe on the device",
-        )
 
 
 def recover(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:

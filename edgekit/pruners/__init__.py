@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit import rooms
-from edgekit.errors import InputError
+from edgekit.errors import InputError, UnavailableError
+from edgekit.target import Target, availability, load_target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,6 +73,9 @@ def prune(
     protect: Iterable[str] = (),
     target_macs: float | None = None,
     target_parameters: float | None = None,
+    target_speedup: float | None = None,
+    target: str | Target = "x86-cpu",
+    precision: Literal["fp32", "int8"] = "fp32",
     iterations: int = 1,
     calibration: Iterable[Any] | None = None,
 ) -> Pruned:
@@ -93,29 +97,43 @@ def prune(
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs: A goal instead of a ratio: multiply-adds as a share of the original's.
         target_parameters: A goal instead of a ratio: parameters as a share of the original's.
+        target_speedup: A goal instead of a ratio: times as fast on ``target`` as the whole model is there at the same
+            ``precision``, measured here, at the batch that the target names.
+        target: A target's name, the path of its file, or a :class:`edgekit.Target`.
+        precision: ``fp32``, or ``int8`` as ``edgekit.quantize`` makes it, which needs ``calibration``.
         iterations: Prune in that many steps, ranking anew in each.
         calibration: Batches ``(inputs, labels)``: to measure sensitivity on, and for methods that need gradients.
 
     Raises:
         InputError: A value out of range, a model that can't be exported, or a goal that can't be reached.
+        UnavailableError: ``target_speedup`` for a target that this machine is not.
     """
     from edgekit.exported import capture
     from edgekit.pruners._run import pruned
 
-    settings = {
-        "ratio": ratio,
-        "round_to": round_to,
-        "method": method,
-        "scope": scope,
-        "ratios": dict(ratios or {}),
-        "protect": tuple(protect),
-        "target_macs": target_macs,
-        "target_parameters": target_parameters,
-        "iterations": iterations,
-    }
+    settings: dict[str, Any] = {"ratio": ratio, "round_to": round_to, "method": method, "scope": scope}
+    settings |= {"ratios": dict(ratios or {}), "protect": tuple(protect), "iterations": iterations}
+    settings |= {"target_macs": target_macs, "target_parameters": target_parameters, "target_speedup": target_speedup}
     _in_range(settings)
     member = rooms.load("pruners", method)
-    return pruned(capture(model, example_inputs), settings, member, calibration)
+    latency = measured_on(target, precision) if target_speedup else None
+    return pruned(capture(model, example_inputs), settings, member, calibration, latency)
+
+
+def measured_on(target: str | Target, precision: str) -> dict[str, Any]:
+    """Where and how ``target_speedup`` is measured, as :func:`prune_job` takes it.
+
+    Raises:
+        UnavailableError: This machine is not such a target.
+    """
+    profile = target if isinstance(target, Target) else load_target(target)
+    if (can := availability(profile)).status != "runs":
+        raise UnavailableError(
+            f"target_speedup is measured on the device, and {can.reason}",
+            where=profile.name,
+            remedy="use ratio or target_macs for this target, or prune on the device",
+        )
+    return {"target": profile.model_dump(mode="json"), "precision": precision}
 
 
 def prune_job(
@@ -171,10 +189,14 @@ def _in_range(settings: Mapping[str, Any]) -> None:
                 f"{name} is {value!r}; it is a share of the original's, in (0, 1]",
                 remedy="0.5 asks for half of the original's",
             )
-    if None not in (settings.get("target_macs"), settings.get("target_parameters")):
+    given = [k for k in ("target_macs", "target_parameters", "target_speedup") if settings.get(k) is not None]
+    if len(given) > 1:
         raise InputError(
-            "target_macs and target_parameters are goals, and one is pruned towards at a time",
-            remedy="leave one of them out",
+            f"{' and '.join(given)} are goals, and one is pruned towards at a time", remedy="leave one of them out"
+        )
+    if (speedup := settings.get("target_speedup")) is not None and not speedup > 1:
+        raise InputError(
+            f"target_speedup is {speedup!r}; it must be above 1", remedy="1.5: one and a half times as fast"
         )
     if settings.get("scope", "auto") not in ("auto", "local", "global", "sensitivity"):
         raise InputError(f"scope is {settings['scope']!r}", remedy='use "auto", "local", "global" or "sensitivity"')
