@@ -362,7 +362,7 @@ def calibrators(model: Path, few: Path, many: Path) -> str:
     lines = ["| | peak, MiB, at 64 | at 4,096 | ratio | CPU s at 4,096 |", "| --- | --- | --- | --- | --- |"]
     with tempfile.TemporaryDirectory() as name:
         for way in ways:
-            one, other = (quantize(way, model, split, Path(name), sys.executable) for split in (few, many))
+            one, other = (quantize(way, model, split, Path(name), {}) for split in (few, many))
             memory = f"{one.peak_mib:.0f} | {other.peak_mib:.0f} | {other.peak_mib / one.peak_mib:.2f}"
             lines.append(
                 f"| {way} | {memory} | {other.cpu_seconds:.1f} |" if not other.note else f"| {way} | {other.note} |"
