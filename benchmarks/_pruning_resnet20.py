@@ -93,10 +93,10 @@ def accuracy(
         epochs: Of recovery.
         precision: Of recovery.
         parameters: The share of them to keep, instead of half the multiply-adds.
-        speedup: ``target_speedup`` of the int8 model over the unpruned int8 model, instead.
+        speedup: ``target_speedup`` of the int8 model over the unpruned int8 model, instead; or both.
     """
-    goal: dict[str, Any] = {"target_macs": SHARE} if parameters is None else {"target_parameters": parameters}
-    goal = goal if speedup is None else {"target_speedup": speedup}
+    asked = {"target_parameters": parameters, "target_speedup": speedup}
+    goal = {key: value for key, value in asked.items() if value is not None} or {"target_macs": SHARE}
     pruned: dict[str, Any] = {"prune": goal, "recover": {"epochs": epochs, "precision": precision}}
     variants = [{"name": "fp32"}, {"name": "int8", "quantize": "static"}]
     if speedup is None:  # at fp32 the same goal would choose other widths

@@ -7,7 +7,8 @@
     python benchmarks/pruning.py --branches resnet50   residual branches out whole, all of them and every second one
     python benchmarks/pruning.py --accuracy            three small models by both tools, the ResNet-20 by edgekit
         --seeds 0 --epochs 30 --precision bf16 --parameters 0.45  (the ResNet-20 alone, otherwise)
-        --seeds 0 --epochs 30 --precision bf16 --speedup 1.1      (chosen for int8 kernels, pruned and quantized)
+        --seeds 0 --epochs 30 --precision bf16 --speedup 1.1      (chosen for int8 kernels, pruned and quantized; the
+                                                                   two together, where both are given)
     python benchmarks/pruning.py --speed x86-openvino  target_speedup on the ResNet-20: asked for and measured
     python benchmarks/pruning.py --widths x86-cpu      what a convolution takes by its number of channels
     python benchmarks/pruning.py --equal int8          its accuracy beside uniform pruning's at the same measured speed
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the ResNet-20's recovery")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the ResNet-20's recovery")
     parser.add_argument("--parameters", type=float, help="of the ResNet-20 that stay; else 1/1.98 of its multiply-adds")
-    parser.add_argument("--speedup", type=float, help="of the ResNet-20 at int8 over the unpruned int8 one, instead")
+    parser.add_argument("--speedup", type=float, help="of the ResNet-20 at int8 over the unpruned int8 one")
     parser.add_argument("--speed", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--widths", nargs="?", const="x86-cpu", metavar="TARGET")
     parser.add_argument("--equal", nargs="?", const="fp32", choices=("fp32", "int8"))

@@ -128,7 +128,8 @@ class PruneSection(Section):
             local.
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
-        target_macs, target_parameters: A goal instead of a ratio: a share of the original's, 0 to 1.
+        target_macs, target_parameters: A goal instead of a ratio: a share of the original's, 0 to 1. Of several all are
+            kept.
         target_speedup: A goal measured on the target at the precision that ships.
         iterations: Prune in that many steps.
     """
@@ -143,14 +144,6 @@ class PruneSection(Section):
     target_parameters: float | None = Field(None, gt=0, le=1)
     target_speedup: float | None = Field(None, gt=1)
     iterations: int = Field(1, ge=1)
-
-    @model_validator(mode="after")
-    def _one_goal(self) -> PruneSection:
-        goals = ("target_macs", "target_parameters", "target_speedup")
-        given = [name for name in goals if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are goals, and one is pruned towards at a time: keep one of them")
-        return self
 
 
 class QuantizeSection(Section):

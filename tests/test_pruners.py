@@ -424,9 +424,12 @@ def test_ratio_zero_changes_nothing() -> None:
     assert torch.equal(result.model(IMAGE), model(IMAGE))
 
 
-def test_two_goals_at_once_are_refused() -> None:
-    with pytest.raises(InputError, match="one is pruned towards at a time"):
-        edgekit.prune(model_of(), IMAGE, target_macs=0.5, target_parameters=0.5)
+@pytest.mark.parametrize("scope", ["local", "global", "sensitivity"])
+@pytest.mark.parametrize(("macs", "parameters"), [(0.5, 0.9), (0.9, 0.5), (0.5, 0.5)])
+def test_two_goals_are_both_kept(scope: str, macs: float, parameters: float) -> None:
+    result = edgekit.prune(model_of(40), IMAGE, target_macs=macs, target_parameters=parameters, scope=scope)
+    assert result.macs[1] <= macs * result.macs[0]
+    assert result.parameters[1] <= parameters * result.parameters[0]
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.1, float("nan"), "half"])

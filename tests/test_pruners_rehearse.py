@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import edgekit
 from edgekit import exported, rooms
 from edgekit.pruners import _descent, _rehearse
-from edgekit.pruners._macs import macs_of
 from edgekit.pruners._plan import Choice, Plan, Wish, prune_once
 from edgekit.pruners._rewrite import rewrite
 from edgekit.pruners._sensitivity import disturbances, error, outputs
@@ -98,8 +97,7 @@ def test_a_group_that_is_lost_costs_more_with_every_further_channel(plan: Plan) 
 
 def test_an_even_cut_leaves_each_group_the_same_share_and_keeps_to_the_cost(plan: Plan) -> None:
     steps = [_descent.widths(len(group.members)) for group in plan.groups]
-    ledger = _descent.Ledger(plan, plan.costly, lambda node, cut: macs_of(plan.analysis, node, cut.shape))
-    gone = _descent.even(plan, steps, ledger, 0.5)
+    gone = _descent.even(plan, steps, _descent.floors(plan, [(plan.macs, 0.5 * plan.macs())]))
     assert [int(gone[group.members].sum()) for group in plan.groups] == [8, 8]
     assert plan.macs(plan.cut(gone)) <= 0.5 * plan.macs()
 

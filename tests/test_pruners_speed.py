@@ -109,6 +109,19 @@ def test_widths_are_those_that_this_machine_likes(
     assert edgekit.load(tmp_path / "out.pt2")(torch.randn(3, 3, 8, 8)).shape == (3, 4)
 
 
+def test_a_speed_and_a_size_are_both_kept(archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cost, "measured", stairs)
+    monkeypatch.setattr(_speed._Line, "speed", honest)
+    for share in (0.9, 0.3):
+        latency = {"target": TARGET.model_dump(mode="json"), "precision": "fp32"}
+        goals = {"target_speedup": 1.5, "target_parameters": share}
+        report = prune_job(archive, goals, str(tmp_path / "out.pt2"), latency=latency)
+        assert float(report["notes"][0].split()[0]) >= 1.5 * (1 - _speed.SLACK)
+        assert report["parameters"][1] <= share * report["parameters"][0]
+    with pytest.raises(InputError, match="can't be reached together"):
+        prune_job(archive, {**goals, "target_parameters": 0.001}, str(tmp_path / "out.pt2"), latency=latency)
+
+
 def test_a_pessimist_of_a_cost_model_is_corrected(
     archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,7 @@ def prune(
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
         target_macs: A goal instead of a ratio: multiply-adds as a share of the original's.
-        target_parameters: A goal instead of a ratio: parameters as a share of the original's.
+        target_parameters: A goal instead of a ratio: parameters as a share of the original's. Of several all are kept.
         target_speedup: A goal instead of a ratio: times as fast on ``target`` as the whole model is there at the same
             ``precision``, measured here, at the batch that the target names.
         target: A target's name, the path of its file, or a :class:`edgekit.Target`.
@@ -189,11 +189,6 @@ def _in_range(settings: Mapping[str, Any]) -> None:
                 f"{name} is {value!r}; it is a share of the original's, in (0, 1]",
                 remedy="0.5 asks for half of the original's",
             )
-    given = [k for k in ("target_macs", "target_parameters", "target_speedup") if settings.get(k) is not None]
-    if len(given) > 1:
-        raise InputError(
-            f"{' and '.join(given)} are goals, and one is pruned towards at a time", remedy="leave one of them out"
-        )
     if (speedup := settings.get("target_speedup")) is not None and not speedup > 1:
         raise InputError(
             f"target_speedup is {speedup!r}; it must be above 1", remedy="1.5: one and a half times as fast"

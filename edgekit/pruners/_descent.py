@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgekit.exported._graphmodule import Exported
-from edgekit.pruners._plan import Plan, feeds_for
+from edgekit.pruners import _macs
+from edgekit.pruners._plan import Measure, Plan, feeds_for
 from edgekit.pruners._rewrite import Cut
 
 SAMPLES, BYTES = 384, 2**28  # at most, to judge cuts by
@@ -26,13 +27,23 @@ class Descent:
     """Ever smaller models, from the whole one on.
 
     Attributes:
-        gone: Which bundles go, bool (bundles,) each. predicted: The cost as a share of the whole model's.
+        gone: What goes, bool (bundles + branches,) each.
+        predicted: The first goal's cost as a share of the whole model's.
+        fits: Whether all other goals are met.
         steps: The group that was cut last, and the width that it had before.
     """
 
     gone: list[Tensor]
     predicted: list[float]
+    fits: list[bool]
     steps: list[tuple[int, int]]
+
+    def add(self, gone: Tensor, predicted: float, fits: bool, step: tuple[int, int]) -> None:
+        """Note the next smaller model."""
+        self.gone.append(gone)
+        self.predicted.append(predicted)
+        self.fits.append(fits)
+        self.steps.append(step)
 
 
 def widths(count: int, *, fine: bool = False) -> list[int]:
@@ -121,66 +132,97 @@ def touched(plan: Plan, node: Node) -> tuple[int, ...]:
     return (*sorted(found - {-1}), *inside)
 
 
-def descend(plan: Plan, steps: list[list[int]], ledger: Ledger, losses: list[list[float]], floor: float) -> Descent:
+@dataclass(frozen=True)
+class Goal:
+    """What a cut model may cost at most.
+
+    Attributes:
+        ledger: Of milliseconds, multiply-adds or parameters. floor: The share of the whole cost that may be left.
+    """
+
+    ledger: Ledger
+    floor: float
+
+
+def floors(plan: Plan, goals: list[tuple[Measure, float]]) -> list[Goal]:
+    """The goals of :func:`edgekit.pruners._plan.goals_of`, with what each node costs in their own measure."""
+    found = []
+    for whole, most in goals:
+        if whole == plan.parameters:
+            nodes = _macs.parameter_nodes(plan.analysis, set())
+            ledger = Ledger(plan, nodes, lambda n, cut: math.prod(cut.shape(plan.analysis.value(n))))
+        else:
+            ledger = Ledger(plan, plan.costly, lambda n, cut: _macs.macs_of(plan.analysis, n, cut.shape) / plan.batch)
+        found.append(Goal(ledger, most / whole()))
+    return found
+
+
+def descend(plan: Plan, steps: list[list[int]], goals: list[Goal], losses: list[list[float]]) -> Descent:
     """Cut, step by step, whichever group to whichever width saves most for each bit of output disturbed.
 
-    The last model gets back what it can of the step that went below the floor.
+    What a step saves is counted in shares of the costs whose goals are not met yet, added up. The last model gets back
+    what it can of the step that met the last of them.
 
     Args:
         steps: Each group's widths, widest first.
-        ledger: What a cut model costs: milliseconds, multiply-adds, parameters.
+        goals: When to stop; the first one's costs are told.
         losses: What each of those widths disturbs, from :func:`edgekit.pruners._sensitivity.disturbances`.
-        floor: Stop at this share of the whole cost.
     """
     at = [0] * len(steps)
     kept = [s[0] for s in steps]
-    now = whole = ledger.total(kept)
-    path = Descent([plan.gone({})], [1.0], [(-1, 0)])
-    while now > whole * floor:
-        best: tuple[float, int, int, float] | None = None
+    whole = [goal.ledger.total(kept) for goal in goals]
+    most = [total * goal.floor for total, goal in zip(whole, goals, strict=True)]
+    now = list(whole)
+    path = Descent([plan.gone({})], [1.0], [_fits(now[1:], most[1:])], [(-1, 0)])
+    while not _fits(now, most):
+        wanting = [(goal.ledger, whole[i]) for i, goal in enumerate(goals) if now[i] > most[i]]
+        best: tuple[float, int, int] | None = None
         for g, choices in enumerate(steps):
             for place in range(at[g] + 1, len(choices)):
-                change = ledger.change(kept, g, choices[place])
+                saved = -sum(ledger.change(kept, g, choices[place]) / total for ledger, total in wanting)
                 price = max(losses[g][place] - losses[g][at[g]], 1e-9)
-                if change < 0 and (best is None or -change / price > best[0]):
-                    best = (-change / price, g, place, change)
+                if saved > 0 and (best is None or saved / price > best[0]):
+                    best = (saved / price, g, place)
         if best is None:
-            break
-        _, g, place, change = best
-        now += change
-        path.steps.append((g, kept[g]))
+            return path
+        _, g, place = best
+        now = [cost + goal.ledger.change(kept, g, steps[g][place]) for cost, goal in zip(now, goals, strict=True)]
+        step = (g, kept[g])
         at[g], kept[g] = place, steps[g][place]
-        path.gone.append(plan.gone(dict(enumerate(kept))))
-        path.predicted.append(now / whole)
-    if (room := whole * floor - now) > 0:
-        now += _refill(steps, at, ledger, losses, room)
-        path.gone[-1] = plan.gone({g: s[at[g]] for g, s in enumerate(steps)})
-        path.predicted[-1] = now / whole
+        path.add(plan.gone(dict(enumerate(kept))), now[0] / whole[0], _fits(now[1:], most[1:]), step)
+    _refill(steps, at, goals, losses, [limit - cost for limit, cost in zip(most, now, strict=True)])
+    kept = [s[place] for s, place in zip(steps, at, strict=True)]
+    path.gone[-1], path.predicted[-1] = plan.gone(dict(enumerate(kept))), goals[0].ledger.total(kept) / whole[0]
     return path
 
 
-def even(plan: Plan, steps: list[list[int]], ledger: Ledger, floor: float) -> Tensor:
-    """The cut that leaves every group the same share, in widths that are tried, and costs at most this share."""
-    whole = ledger.total([widths[0] for widths in steps])
+def even(plan: Plan, steps: list[list[int]], goals: list[Goal]) -> Tensor:
+    """The cut that leaves every group the same share, in widths that are tried, and meets the goals."""
+    whole = [goal.ledger.total([widths[0] for widths in steps]) for goal in goals]
     for share in (percent / 100 for percent in range(100, 0, -1)):
         kept = [min((abs(width - share * widths[0]), width) for width in widths if width)[1] for widths in steps]
-        if ledger.total(kept) <= whole * floor:
+        if all(g.ledger.total(kept) <= total * g.floor for g, total in zip(goals, whole, strict=True)):
             break
     return plan.gone(dict(enumerate(kept)))
 
 
-def _refill(steps: list[list[int]], at: list[int], ledger: Ledger, losses: list[list[float]], room: float) -> float:
-    """Widen groups again, whichever undoes most disturbance, as long as the cost has room; what was spent."""
-    spent = 0.0
+def _fits(costs: list[float], most: list[float]) -> bool:
+    return all(cost <= limit for cost, limit in zip(costs, most, strict=True))
+
+
+def _refill(
+    steps: list[list[int]], at: list[int], goals: list[Goal], losses: list[list[float]], rooms: list[float]
+) -> None:
+    """Widen groups again (places in ``at``), whichever undoes most disturbance, as long as all costs have room."""
     while True:
         kept = [s[place] for s, place in zip(steps, at, strict=True)]
         moves = [
-            (losses[g][at[g]] - losses[g][place], g, place, change)
+            (losses[g][at[g]] - losses[g][place], g, place, changes)
             for g, choices in enumerate(steps)
             for place in range(at[g])
-            if (change := ledger.change(kept, g, choices[place])) <= room - spent
+            if _fits(changes := [goal.ledger.change(kept, g, choices[place]) for goal in goals], rooms)
         ]
         if not moves:
-            return spent
-        _, g, at[g], change = max(moves)
-        spent += change
+            return
+        _, g, at[g], changes = max(moves)
+        rooms = [room - change for room, change in zip(rooms, changes, strict=True)]

@@ -27,6 +27,7 @@ from edgekit.pruners._rewrite import Cut, rewrite
 ATTEMPTS = 24
 
 Choose = Callable[["Plan", "Wish"], "Choice"]
+Measure = Callable[..., int]  # of a cut, or of the whole model where none is given
 
 
 @dataclass(frozen=True)
@@ -287,32 +288,36 @@ def _no_layer(key: str, pattern: str, names: Any) -> InputError:
 
 def chosen(plan: Plan, wish: Wish) -> Tensor:
     """Which bundles go, bool (bundles,)."""
-    whole, goal = goal_of(plan, wish)
-    if goal is None:
+    goals = goals_of(plan, wish)
+    if not goals:
         return _at(plan, wish, wish.ratio)
     low, high = 0.0, 1.0
-    if (least := whole(plan.cut(_at(plan, wish, high)))) > goal:
-        every = whole(None)
-        raise InputError(
-            f"the goal of {goal / every:.3f} of the original can't be reached: at least {least / every:.3f} must stay",
-            remedy="ask for more, or protect fewer layers",
-        )
+    for whole, most in goals:
+        if (least := whole(plan.cut(_at(plan, wish, high)))) > most:
+            share = f"the goal of {most / whole():.3f} of the original"
+            raise InputError(
+                f"{share} can't be reached: at least {least / whole():.3f} must stay",
+                remedy="ask for more, or protect fewer layers",
+            )
     for _ in range(20):
         middle = (low + high) / 2
-        if whole(plan.cut(_at(plan, wish, middle))) <= goal:
+        if met(plan, _at(plan, wish, middle), goals):
             high = middle
         else:
             low = middle
     return _at(plan, wish, high)
 
 
-def goal_of(plan: Plan, wish: Wish) -> tuple[Any, float | None]:
-    """What a goal is counted in, and its value; None where a ratio is asked for."""
-    if wish.target_macs is not None:
-        return plan.macs, wish.target_macs * plan.macs()
-    if wish.target_parameters is not None:
-        return plan.parameters, wish.target_parameters * plan.parameters()
-    return None, None
+def goals_of(plan: Plan, wish: Wish) -> list[tuple[Measure, float]]:
+    """What the goals are counted in, and how much may be left; none where a ratio is asked for."""
+    asked = ((plan.macs, wish.target_macs), (plan.parameters, wish.target_parameters))
+    return [(whole, share * whole()) for whole, share in asked if share is not None]
+
+
+def met(plan: Plan, gone: Tensor, goals: list[tuple[Measure, float]]) -> bool:
+    """Whether a cut keeps to the goals."""
+    cut = plan.cut(gone)
+    return all(whole(cut) <= most for whole, most in goals)
 
 
 def count_at(plan: Plan, wish: Wish) -> float:

@@ -26,8 +26,9 @@ from edgekit.pruners._plan import (
     Wish,
     chosen,
     count_at,
-    goal_of,
+    goals_of,
     layer_name,
+    met,
     prune_once,
     share_of,
 )
@@ -131,16 +132,13 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Choose:
     """Widths by what they save for what they disturb, measured on the data, as they recover best."""
 
     def choose(plan: Plan, wish: Wish) -> Choice:
-        goal = goal_of(plan, wish)[1] or count_at(plan, wish)
         steps = [*(_steps(group, wish) for group in plan.groups), *(_descent.BRANCH for _ in plan.branches)]
         feeds = _descent.samples(module, calibration)
         losses = disturbances(plan, steps, feeds)
-        ledger = _ledger(plan, wish)
-        whole = ledger.total([widths[0] for widths in steps])
-        ways = _descent.balanced(losses, steps)
-        paths = [_descent.descend(plan, steps, ledger, way, goal / whole) for way in ways]
-        fitting = [path.gone[-1] for path in paths if path.predicted[-1] * whole <= goal * (1 + 1e-9)]
-        cuts = [*fitting, chosen(plan, wish)]  # and the same share of each
+        goals = goals_of(plan, wish) or [(plan.macs, count_at(plan, wish))]
+        floors = _descent.floors(plan, goals)
+        ends = [_descent.descend(plan, steps, floors, way).gone[-1] for way in _descent.balanced(losses, steps)]
+        cuts = [*(gone for gone in ends if met(plan, gone, goals)), chosen(plan, wish)]  # and the same share of each
         best = cuts[_rehearse.ranked(plan, cuts, feeds)[0]]
         return Choice(best, sensitivity=sensitivity(plan, steps, losses))
 
@@ -151,15 +149,6 @@ def _steps(group: Group, wish: Wish) -> list[int]:
     """The widths that a group may take: one alone where the user names its ratio."""
     count, (share, own) = len(group.members), share_of(group, wish, 0.0)
     return [max(1, count - round(share * count))] if own else _descent.widths(count, fine=True)
-
-
-def _ledger(plan: Plan, wish: Wish) -> Any:
-    """What nodes cost in the goal's own measure: parameters, or multiply-adds of one sample."""
-    analysis = plan.analysis
-    if wish.target_parameters is not None:
-        nodes = _macs.parameter_nodes(analysis, set())
-        return _descent.Ledger(plan, nodes, lambda n, cut: _size(cut.shape(analysis.value(n))))
-    return _descent.Ledger(plan, plan.costly, lambda n, cut: _macs.macs_of(analysis, n, cut.shape) / plan.batch)
 
 
 def _fast(
@@ -174,8 +163,8 @@ def _fast(
         raise InputError("target_speedup at int8 needs calibration data", remedy="give [data] a calibration split")
     gradients = _gradients(module, calibration) if getattr(member, "NEEDS_GRADIENTS", False) else None
 
-    def choose(plan: Plan, _: Wish) -> Choice:
-        return _speed.choose(plan, goal, latency, module, calibration)
+    def choose(plan: Plan, wish: Wish) -> Choice:
+        return _speed.choose(plan, goal, goals_of(plan, wish), latency, module, calibration)
 
     return _result([prune_once(module, wish, member.rank, gradients, choose)])
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -31,16 +31,18 @@ from edgekit.pruners import _cost, _rehearse
 from edgekit.pruners._descent import (
     BRANCH,
     Descent,
+    Goal,
     Ledger,
     balanced,
     descend,
     even,
+    floors,
     samples,
     touched,
     widths,
 )
 from edgekit.pruners._macs import macs_of
-from edgekit.pruners._plan import Choice, Plan
+from edgekit.pruners._plan import Choice, Measure, Plan, met
 from edgekit.pruners._rewrite import Cut, rewrite
 from edgekit.pruners._rules_math import bound
 from edgekit.pruners._sensitivity import disturbances, sensitivity
@@ -48,18 +50,27 @@ from edgekit.target import Target
 from edgekit.workload import spool
 
 SLACK = 0.015  # a goal counts as reached this far below it: what a careful measurement can't tell apart
-TRIALS, CHECKS, PATHS = 6, 3, 4
+TRIALS, CHECKS, PATHS, RETURNS = 6, 3, 4, 2
 EMPTY = 0.05  # a step is empty where whole models gain so much less than was predicted
 GLANCE = {"pairs": 4, "max_pairs": 6, "budget_s": 40, "precision": 0.02}  # [measure] of a candidate
 CAREFUL = {"pairs": 12, "max_pairs": 20, "budget_s": 90, "precision": 0.015}  # and of the one that is returned
 CALIBRATION = 64  # samples of a candidate's ranges, which its speed does not depend on
 
+Cuts = Callable[[float], list[Tensor]]  # a share of the predicted cost → what goes, in several ways
 
-def choose(plan: Plan, goal: float, latency: Mapping[str, Any], module: Exported, calibration: Any) -> Choice:
-    """What goes so that the model runs ``goal`` times as fast on the target.
+
+def choose(
+    plan: Plan,
+    goal: float,
+    others: list[tuple[Measure, float]],
+    latency: Mapping[str, Any],
+    module: Exported,
+    calibration: Any,
+) -> Choice:
+    """What goes so that the model runs ``goal`` times as fast on the target, and keeps to the other goals.
 
     Raises:
-        InputError: No model that was tried reaches the goal; says what could be reached.
+        InputError: No model that was tried reaches the goals; says what could be reached.
     """
     target = Target.model_validate(latency["target"])
     precision = str(latency.get("precision", "fp32"))
@@ -67,27 +78,36 @@ def choose(plan: Plan, goal: float, latency: Mapping[str, Any], module: Exported
     costs = _Costs(plan, steps, target, precision)
     feeds = samples(module, calibration)
     alone = disturbances(plan, steps, feeds)
-    ways = balanced(alone, steps)
+    ways, fixed = balanced(alone, steps), floors(plan, others)
     minded = sensitivity(plan, steps, alone)
-    cuts = [descend(plan, steps, costs.ledger, way, 1 / goal).gone[-1] for way in ways]
-    losses = ways[_rehearse.ranked(plan, cuts, feeds)[0]]
+
+    def goals(share: float) -> list[Goal]:
+        return [Goal(costs.ledger, share), *fixed]
+
+    def ends(share: float) -> list[Tensor]:
+        return [descend(plan, steps, goals(share), way).gone[-1] for way in ways]
+
+    def cuts(share: float) -> list[Tensor]:
+        return [gone for gone in (*ends(share), even(plan, steps, goals(share))) if met(plan, gone, others)]
+
+    losses = ways[_rehearse.ranked(plan, ends(1 / goal), feeds)[0]]
     best = 0.0
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         line = _Line(plan, target, precision, Path(folder), calibration)
         for _ in range(PATHS):
-            path = descend(plan, steps, costs.ledger, losses, 1 / (goal * 1.6))
+            path = descend(plan, steps, goals(1 / (goal * 1.6)), losses)
+            if True not in path.fits:
+                raise InputError(
+                    "target_macs or target_parameters can't be reached together with target_speedup",
+                    remedy="ask for more of them, or protect fewer layers",
+                )
             number, speeds = _searched(path, goal, line)
             if speeds[number] >= goal * (1 - SLACK):
                 room = max(1.0, speeds[number] / (goal * (1 + SLACK)))  # where a long step went past the goal
-                share = path.predicted[number] * room
-                cuts = [descend(plan, steps, costs.ledger, way, share).gone[-1] for way in ways]
-                cuts += [even(plan, steps, costs.ledger, share), path.gone[number]]
-                for place in _rehearse.ranked(plan, cuts, feeds):
-                    known = torch.equal(cuts[place], path.gone[number])
-                    speed = speeds[number] if known else line.speed(cuts[place], CAREFUL)
-                    if speed >= goal * (1 - SLACK):
-                        told = f"{speed:.2f} times as fast on {target.name}, measured"
-                        return Choice(cuts[place], (told, _told(path, speeds)), minded)
+                found = (path.gone[number], speeds[number])
+                gone, speed = _recovering(found, cuts, path.predicted[number] * room, goal, feeds, line)
+                told = f"{speed:.2f} times as fast on {target.name}, measured"
+                return Choice(gone, (told, _told(path, speeds)), minded)
             best = max(best, *speeds.values())
             if (empty := _empty_step(path, speeds, line)) is None:
                 break
@@ -97,6 +117,30 @@ def choose(plan: Plan, goal: float, latency: Mapping[str, Any], module: Exported
         f"the goal of {goal:.2f} times as fast can't be reached: {best:.2f} was measured at most",
         remedy=f"ask for at most {best:.2f}, protect fewer layers, or choose a smaller model",
     )
+
+
+def _recovering(
+    found: tuple[Tensor, float], cuts: Cuts, share: float, goal: float, feeds: list[Any], line: _Line
+) -> tuple[Tensor, float]:
+    """The cut that recovers best in a rehearsal of those that are fast enough, and its measured speed-up.
+
+    Args:
+        found: A cut that is fast enough, and its speed-up.
+        cuts: Makes others that may keep a share of the predicted cost.
+        share: That share to begin with; more where the best turns out faster than asked, and is asked again.
+    """
+    for _ in range(RETURNS):
+        tried = [*cuts(share), found[0]]
+        for place in _rehearse.ranked(line.plan, tried, feeds):
+            gone = tried[place]
+            speed = found[1] if torch.equal(gone, found[0]) else line.speed(gone, CAREFUL)
+            if speed >= goal * (1 - SLACK):
+                break
+        known = torch.equal(gone, found[0])
+        found, share = (gone, speed), share * speed / goal
+        if known or speed <= goal * (1 + SLACK):
+            break
+    return found
 
 
 def _told(path: Descent, speeds: Mapping[int, float]) -> str:
@@ -269,7 +313,7 @@ def _approached(path: Descent, goal: float, line: _Line) -> dict[int, float]:
     last = len(path.gone) - 1
     factor = 1.0  # measured speed-up against the predicted one, both less 1
     tried: dict[int, float] = {}
-    low, high = 0, last + 1
+    low, high = max(0, path.fits.index(True) - 1), last + 1
     with progress("measuring candidates", TRIALS) as advance:
         for _ in range(TRIALS):
             wanted = 1 + (goal - 1) / max(factor, 0.05)
