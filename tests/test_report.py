@@ -597,6 +597,16 @@ def test_layers_ranked_by_the_quantizers_guard_are_drawn() -> None:
     assert "6.10 dB" in text
 
 
+def test_what_pruning_took_and_noted_is_told() -> None:
+    record = small()
+    table = [{"layer": "block.conv", "channels": [16, 0], "macs": [900, 0], "parameters": [90, 0]}]
+    notes = ["1.52 times as fast on x86-cpu, measured", "residual branches that went whole: <b>block.conv</b>"]
+    row(record, "int8@x86-cpu")["reports"] = {"prune": {"table": table, "kept": [], "notes": notes}}
+    shown = Page(html_of(record)).text()
+    assert "16 → 0" in shown
+    assert all(note in shown for note in notes)
+
+
 @needs_charts
 def test_layers_that_mind_pruning_are_drawn() -> None:
     record = small()

@@ -136,9 +136,14 @@ def _pruned(row: Row) -> Child:
         for e in layers
         if e.get("channels")
     ]
+    if not lines:
+        return None
     caption = "What pruning took from each layer"
     head = ["Layer", "Channels", "Multiply-adds", "Parameters", "Left whole because"]
-    return _fold(caption, table(caption, head, lines[:MOST_FACTS]), aside=True) if lines else None
+    notes = (
+        [el("p", str(note), class_="hint") for note in listed] if isinstance(listed := told.get("notes"), list) else []
+    )
+    return _fold(caption, el("div", notes, table(caption, head, lines[:MOST_FACTS])), aside=True)
 
 
 def _from_to(entry: dict[str, Any], key: str) -> str:
