@@ -96,6 +96,12 @@ def test_the_branch_that_gives_nothing_goes_whole(in_place: bool, tmp_path: Path
     torch.testing.assert_close(edgekit.load(result.save(tmp_path / "m.pt2"))(x), result.model(x))
 
 
+def test_a_branch_that_goes_in_a_later_step_leaves_nothing_of_its_parameters() -> None:
+    result = proved(Net(), IMAGE, target_macs=0.25, iterations=3, calibration=BATCHES)
+    assert result.notes
+    assert set(result.origin()) == set(dict(result.model.named_parameters()))
+
+
 def test_its_onnx_file_has_nothing_left_of_it(tmp_path: Path) -> None:
     import onnxruntime
 

@@ -196,7 +196,7 @@ def origin(outcomes: Iterable[Outcome]) -> dict[str, Tensor]:
     """See :meth:`edgekit.pruners.Pruned.origin`."""
     found: dict[str, Tensor] = {}
     for outcome in outcomes:
-        analysis = outcome.plan.analysis
+        analysis, before, found = outcome.plan.analysis, found, {}
         for node in analysis.module.graph.nodes:
             value, name = analysis.values.get(node), str(node.target)
             if (
@@ -208,7 +208,7 @@ def origin(outcomes: Iterable[Outcome]) -> dict[str, Tensor]:
                 continue
             places = torch.arange(_size(value.shape)).reshape(value.shape)
             small = outcome.cut.take(places, value.layers)
-            found[name] = found[name].reshape(-1)[small] if name in found else small
+            found[name] = before[name].reshape(-1)[small] if name in before else small
     return found
 
 
