@@ -83,7 +83,7 @@ def test_the_branch_that_gives_nothing_goes_whole(in_place: bool, tmp_path: Path
     assert [rows[f"blocks.1.{name}"]["channels"] for name in "ab"] == [(16, 0), (16, 0)]
     assert rows["blocks.0.b"]["channels"] == (16, 16)
     assert rows["blocks.1.a"]["parameters"] == (2304, 0)
-    assert result.notes == ("residual branches that went whole: blocks.1.a and blocks.1.b",)
+    assert result.notes == ("residual branches that went whole: blocks.1.a, blocks.1.b",)
     lost = {entry["layer"]: entry["lost"] for entry in result.sensitivity}
     assert lost["all of blocks.1.a, blocks.1.b"] < 0.001 < lost["all of blocks.0.a, blocks.0.b"]
     assert list(lost.values()) == sorted(lost.values(), reverse=True)

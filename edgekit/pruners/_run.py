@@ -188,7 +188,7 @@ def _result(outcomes: list[Outcome]) -> Pruned:
 def _whole_branches(outcomes: list[Outcome]) -> list[str]:
     """A word on the residual branches that went, by their layers."""
     gone = [b for o in outcomes for b in o.cut.branches]
-    each = (" and ".join(layer_name(n) for o in outcomes for n in o.plan.costly if n in b.inside) for b in gone)
+    each = (", ".join(layer_name(n) for o in outcomes for n in o.plan.costly if n in b.inside) for b in gone)
     return [f"residual branches that went whole: {'; '.join(each)}"] if gone else []
 
 
