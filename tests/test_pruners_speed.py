@@ -194,6 +194,8 @@ def test_a_speed_can_be_asked_for_from_python(monkeypatch: pytest.MonkeyPatch) -
     assert result.notes[0].endswith("times as fast on x86-cpu, measured")
     with pytest.raises(UnavailableError, match="target_speedup is measured on the device, and"):
         edgekit.prune(Net(), torch.randn(2, 3, 8, 8), target_speedup=2.0, target="raspberry-pi-5")
+    with pytest.raises(InputError, match="precision is 'int4'"):
+        edgekit.prune(Net(), torch.randn(2, 3, 8, 8), target_speedup=2.0, precision="int4")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="must be above 1"):
         edgekit.prune(Net(), torch.randn(2, 3, 8, 8), target_speedup=0.5)
 

@@ -124,8 +124,11 @@ def measured_on(target: str | Target, precision: str) -> dict[str, Any]:
     """Where and how ``target_speedup`` is measured, as :func:`prune_job` takes it.
 
     Raises:
+        InputError: Another precision than ``fp32`` and ``int8``.
         UnavailableError: This machine is not such a target.
     """
+    if precision not in ("fp32", "int8"):
+        raise InputError(f"precision is {precision!r}", remedy='use "fp32" or "int8"')
     profile = target if isinstance(target, Target) else load_target(target)
     if (can := availability(profile)).status != "runs":
         raise UnavailableError(
