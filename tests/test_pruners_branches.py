@@ -123,6 +123,8 @@ FORWARDS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "that changes what stays in place": (lambda m, y: y + m.b(y.relu_()), 1),
     "whose sum is changed in place": (lambda m, y: (y + m.b(y)).sigmoid_() * y, 1),
     "in place, inside another": (lambda m, y: m.b(y).add_(y).relu_() + y, 2),
+    "to a multiple of what stays": (lambda m, y: torch.add(m.b(y), y, alpha=3.0), 0),
+    "a multiple of it": (lambda m, y: torch.add(y, m.b(y), alpha=0.5), 1),
     "that is none": (lambda m, y: m.b(y), 0),
 }
 
@@ -161,6 +163,50 @@ def test_a_branch_that_changes_what_stays_through_a_view_is_put_back() -> None:
     outcome = prune_once(exported.capture(model, IMAGE), Wish(), RANK, None, choose)
     assert not outcome.cut.branches
     torch.testing.assert_close(outcome.module(IMAGE), model(IMAGE))
+
+
+def test_of_parallel_branches_each_can_go_and_the_stream_stays() -> None:
+    layers = {kind: nn.Conv2d(8, 8, 1) for kind in "abc"}
+    model = Layers(lambda m, x: m.c((y := m.stem(x)) + m.a(y) + m.b(y)), stem=nn.Conv2d(3, 8, 1), **layers).eval()
+    inside = [{str(n.target) for n in b.inside if n.op == "get_attr"} for b in plan_of(model, IMAGE).branches]
+    assert inside == [{"a.weight", "a.bias"}, {"b.weight", "b.bias"}]
+
+
+def test_a_proof_adds_nothing_to_what_stays_as_the_addition_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch at an addition that scales what stays is not offered; if it were, the proof would put it back."""
+    offered = _plan.branches
+
+    def careless(analysis: Any, costly: Any, still: Any) -> Any:
+        for node in analysis.module.graph.nodes:
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "alpha"}
+        found = offered(analysis, costly, still)
+        for branch in found:
+            branch.join.kwargs = {"alpha": 3.0}
+        return found
+
+    monkeypatch.setattr(_plan, "branches", careless)
+    model = Layers(lambda m, x: torch.add(m.b(y := m.a(x)), y, alpha=3.0), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1))
+
+    def choose(plan: Plan, wish: Wish) -> Choice:
+        return without(*range(len(plan.branches)))(plan, wish)
+
+    outcome = prune_once(exported.capture(model, IMAGE), Wish(), RANK, None, choose)
+    assert not outcome.cut.branches
+
+
+def test_a_goal_that_branches_alone_can_reach_is_reached() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.stem(x)
+        for layer in (m.a, m.b, m.c, m.d):
+            y = torch.relu(y + layer(y))
+        return m.head(y.mean((2, 3)))
+
+    torch.manual_seed(0)
+    layers = {kind: nn.Conv2d(16, 16, 3, padding=1) for kind in "abcd"}
+    model = Layers(forward, stem=nn.Conv2d(3, 16, 1), head=nn.Linear(16, 4), **layers).eval()
+    result = edgekit.prune(model, IMAGE, target_macs=0.6, calibration=BATCHES, ratios={"stem": 0.0})
+    assert result.macs[1] <= 0.6 * result.macs[0]
+    assert result.notes[0].startswith("residual branches that went whole")
 
 
 class Masked(nn.Module):

@@ -7,6 +7,7 @@ the removed channels held at zero.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from edgekit.target import Target, availability, load_target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from edgekit.workload.spool import Spool
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,14 @@ def prune(
             ``calibration``, else local.
         ratios: Ratio by layer name (``fnmatch`` patterns).
         protect: Layers that stay whole (``fnmatch`` patterns).
-        target_macs: A goal instead of a ratio: multiply-adds as a share of the original's.
-        target_parameters: A goal instead of a ratio: parameters as a share of the original's. Of several all are kept.
+        target_macs, target_parameters: A goal instead of a ratio: a share of the original's. Of several all are kept.
         target_speedup: A goal instead of a ratio: times as fast on ``target`` as the whole model is there at the same
             ``precision``, measured here, at the batch that the target names.
         target: A target's name, the path of its file, or a :class:`edgekit.Target`.
         precision: ``fp32``, or ``int8`` as ``edgekit.quantize`` makes it, which needs ``calibration``.
         iterations: Prune in that many steps, ranking anew in each.
-        calibration: Batches ``(inputs, labels)``: to measure sensitivity on, and for methods that need gradients.
+        calibration: Batches ``(inputs, labels)`` or ``inputs``: to measure sensitivity on, and for methods that need
+            gradients (labels too).
 
     Raises:
         InputError: A value out of range, a model that can't be exported, or a goal that can't be reached.
@@ -112,12 +115,27 @@ def prune(
     from edgekit.pruners._run import pruned
 
     settings: dict[str, Any] = {"ratio": ratio, "round_to": round_to, "method": method, "scope": scope}
-    settings |= {"ratios": dict(ratios or {}), "protect": tuple(protect), "iterations": iterations}
+    protected = (protect,) if isinstance(protect, str) else tuple(protect)
+    settings |= {"ratios": dict(ratios or {}), "protect": protected, "iterations": iterations}
     settings |= {"target_macs": target_macs, "target_parameters": target_parameters, "target_speedup": target_speedup}
     _in_range(settings)
     member = rooms.load("pruners", method)
     latency = measured_on(target, precision) if target_speedup else None
-    return pruned(capture(model, example_inputs), settings, member, calibration, latency)
+    captured = capture(model, example_inputs)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        return pruned(captured, settings, member, _spooled(captured, calibration, Path(folder)), latency)
+
+
+def _spooled(module: nn.Module, calibration: Iterable[Any] | None, folder: Path) -> Spool | None:
+    """The user's batches, checked, on disk: an iterator may be read once only."""
+    from edgekit.exported import save
+    from edgekit.workload.batches import Converter, spooled
+
+    if calibration is None:
+        return None
+    if not isinstance(calibration, Iterable) or isinstance(calibration, str):
+        raise InputError(f"calibration is {calibration!r}", remedy="give an iterable of batches (inputs, labels)")
+    return spooled(calibration, Converter(save(module, folder / "model.pt2")), folder / "calibration")
 
 
 def measured_on(target: str | Target, precision: str) -> dict[str, Any]:
@@ -192,7 +210,8 @@ def _in_range(settings: Mapping[str, Any]) -> None:
                 f"{name} is {value!r}; it is a share of the original's, in (0, 1]",
                 remedy="0.5 asks for half of the original's",
             )
-    if (speedup := settings.get("target_speedup")) is not None and not speedup > 1:
+    speedup = settings.get("target_speedup")
+    if speedup is not None and not (isinstance(speedup, (int, float)) and 1 < speedup < 1000):
         raise InputError(
             f"target_speedup is {speedup!r}; it must be above 1", remedy="1.5: one and a half times as fast"
         )

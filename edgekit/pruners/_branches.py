@@ -47,10 +47,19 @@ def branches(analysis: Analysis, costly: list[Node], still: set[Node]) -> list[B
         if len(set(operands)) < 2 or len({analysis.shapes[n] for n in (join, *operands)}) > 1 or _types(join) > 1:
             continue
         each = [Branch(join, a, b, frozenset(_unread([(a, join)], read))) for a, b in (operands, operands[::-1])]
-        branch = max(each, key=lambda b: len(b.inside & multiply))
-        if branch.inside & multiply and not branch.inside & still and not _hides(branch.inside, read):
-            found.append(branch)
+        can_go = [b for b in each if b.inside & multiply and not b.inside & still and not _hides(b.inside, read)]
+        can_go = [
+            b for b in can_go if b.rest is join.args[0] or join.kwargs.get("alpha", 1) == 1
+        ]  # what stays is as it was
+        if can_go:  # of two branches at one addition the one that does not carry a stream on
+            found.append(min(can_go, key=lambda b: (_carries(b, data), -len(b.inside & multiply))))
     return found
+
+
+def _carries(branch: Branch, data: set[Node]) -> bool:
+    """Whether something from outside is added to on the way, which the branch then carries on: ``x + a(x)``."""
+    joins = (n for n in branch.inside if str(n.target) in ADDITIONS)
+    return any(not branch.inside.issuperset(data.intersection(n.all_input_nodes)) for n in joins)
 
 
 def unread(gone: tuple[Branch, ...]) -> set[Node]:

@@ -33,11 +33,13 @@ class Masked(torch.fx.Interpreter):
     def __init__(self, analysis: Analysis, cut: Cut, nodes: dict[Node, Node]) -> None:
         super().__init__(analysis.module, garbage_collect_values=True)
         self.analysis, self.cut, self.twins = analysis, cut, nodes
-        self.instead = {branch.join: branch.rest for branch in cut.branches}
+        self.sources = {branch.join: branch.source for branch in cut.branches}
 
     def run_node(self, n: Node) -> Any:
-        if n in self.instead:
-            return self.env[self.instead[n]].clone()  # and zero; the sum may be changed in place
+        if n in self.sources:
+            gone = self.sources[n]
+            operands = (torch.zeros_like(self.env[a]) if a is gone else self.env[a] for a in n.args)
+            return torch.add(*operands, **n.kwargs)
         value = self.analysis.values.get(n)
         over = n.op == "call_function" and self._over_channels(n)
         result = self._over_kept(n) if over else super().run_node(n)

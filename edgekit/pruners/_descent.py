@@ -69,6 +69,8 @@ def samples(module: Exported, calibration: Any) -> list[Any]:
     found: list[Tensor] = []
     for inputs, _ in calibration:
         batch = list(feeds_of(module, inputs).values())
+        if found and any(a.shape[1:] != b.shape[1:] for a, b in zip(found, batch, strict=True)):
+            continue  # samples of the first batch's sizes are judged together
         found = [torch.cat([a, b]) for a, b in zip(found, batch, strict=True)] if found else batch
         if len(found[0]) >= SAMPLES or sum(t.nbytes for t in found) >= BYTES:
             break
@@ -160,8 +162,8 @@ def floors(plan: Plan, goals: list[tuple[Measure, float]]) -> list[Goal]:
 def descend(plan: Plan, steps: list[list[int]], goals: list[Goal], losses: list[list[float]]) -> Descent:
     """Cut, step by step, whichever group to whichever width saves most for each bit of output disturbed.
 
-    What a step saves is counted in shares of the costs whose goals are not met yet, added up. The last model gets back
-    what it can of the step that met the last of them.
+    What a step saves is counted in shares of the costs whose goals are not met yet, up to what is missing. The last
+    model gets back what it can of the step that met the last of them.
 
     Args:
         steps: Each group's widths, widest first.
@@ -175,11 +177,13 @@ def descend(plan: Plan, steps: list[list[int]], goals: list[Goal], losses: list[
     now = list(whole)
     path = Descent([plan.gone({})], [1.0], [_fits(now[1:], most[1:])], [(-1, 0)])
     while not _fits(now, most):
-        wanting = [(goal.ledger, whole[i]) for i, goal in enumerate(goals) if now[i] > most[i]]
+        wanting = [(goal.ledger, whole[i], now[i] - most[i]) for i, goal in enumerate(goals) if now[i] > most[i]]
         best: tuple[float, int, int] | None = None
         for g, choices in enumerate(steps):
             for place in range(at[g] + 1, len(choices)):
-                saved = -sum(ledger.change(kept, g, choices[place]) / total for ledger, total in wanting)
+                saved = sum(
+                    min(-ledger.change(kept, g, choices[place]), missing) / total for ledger, total, missing in wanting
+                )
                 price = max(losses[g][place] - losses[g][at[g]], 1e-9)
                 if saved > 0 and (best is None or saved / price > best[0]):
                     best = (saved / price, g, place)

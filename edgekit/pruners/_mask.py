@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgekit.errors import InputError
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import Pruned
 from edgekit.pruners._coupling import analyse, attribute, shapes_of
@@ -25,17 +26,22 @@ def apply(module: Exported, settings: Mapping[str, Any], member: Any) -> Pruned:
     The masks are buffers and the products part of the graph, so recovery trains what is left
     and leaves the zeros alone; simplifying the ONNX file folds them into the weights.
     """
+    if goals := [key for key, value in settings.items() if key.startswith("target_") and value is not None]:
+        raise InputError(
+            f"{settings['method']} leaves sizes and times as they are, so {goals[0]} can't be reached with it",
+            remedy="give a ratio, or use another method",
+        )
     module = copy.deepcopy(module).eval()
     analysis = analyse(module, shapes_of(module, feeds_for(module)))
     nodes = _weights(module, tuple(settings.get("protect", ())))
     weights = {str(n.target): attribute(module, str(n.target)).detach() for n in nodes}
     masks = member.masks(weights, settings)
+    size = total(analysis, costly(analysis), None, _batch(module))
+    count = parameters(analysis, None)
     for node in nodes:
         _insert(module, node, masks[str(node.target)])
     module.graph.lint()
     module.recompile()
-    size = total(analysis, costly(analysis), None, _batch(module))
-    count = parameters(analysis, None)
     zero = sum(int((~m).sum()) for m in masks.values())
     of = sum(w.numel() for w in weights.values())
     share = f"{zero} of {of} weights ({zero / max(of, 1):.0%})"

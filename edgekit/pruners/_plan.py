@@ -294,10 +294,10 @@ def chosen(plan: Plan, wish: Wish) -> Tensor:
     low, high = 0.0, 1.0
     for whole, most in goals:
         if (least := whole(plan.cut(_at(plan, wish, high)))) > most:
-            share = f"the goal of {most / whole():.3f} of the original"
+            name = f"target_{whole.__name__}"
             raise InputError(
-                f"{share} can't be reached: at least {least / whole():.3f} must stay",
-                remedy="ask for more, or protect fewer layers",
+                f"{name} = {most / whole():.3f} can't be reached: at least {least / whole():.3f} must stay",
+                remedy=f"raise {name}, or protect fewer layers",
             )
     for _ in range(20):
         middle = (low + high) / 2
@@ -366,6 +366,11 @@ def _check_patterns(analysis: Analysis, wish: Wish) -> None:
     for pattern in wish.ratios:
         if not any(_matches(name, pattern) for name in names):
             raise _no_layer("ratios", pattern, names)
+
+
+def branch_name(branch: Branch, costly: list[Node]) -> str:
+    """The layers of a branch that multiply."""
+    return ", ".join(dict.fromkeys(name for n in costly if n in branch.inside and (name := layer_name(n))))
 
 
 def layer_name(node: Node) -> str:

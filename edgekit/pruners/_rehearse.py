@@ -65,14 +65,16 @@ def _rehearsed(plan: Plan, gone: Tensor, feeds: list[Tensor], expected: list[Ten
     pruned, _ = rewrite(plan.analysis.module, plan.analysis, plan.cut(gone))
     student = copy.deepcopy(pruned)  # what was not cut is shared with the original
     held = torch.arange(len(feeds[0])) % HELD_OUT == 0
+    learned = [p for p in student.parameters() if p.is_floating_point()]
 
     def lost() -> float:
         found = float(error(_answers(student.eval(), [f[held] for f in feeds]), [e[held] for e in expected]))
         return found if math.isfinite(found) else math.inf
 
     at_once = lost()
+    if not learned:
+        return at_once
     student.train()
-    learned = [p for p in student.parameters() if p.is_floating_point()]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         for parameter in learned:

@@ -24,6 +24,7 @@ from edgekit.pruners._plan import (
     Outcome,
     Plan,
     Wish,
+    branch_name,
     chosen,
     count_at,
     goals_of,
@@ -138,7 +139,12 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Choose:
         goals = goals_of(plan, wish) or [(plan.macs, count_at(plan, wish))]
         floors = _descent.floors(plan, goals)
         ends = [_descent.descend(plan, steps, floors, way).gone[-1] for way in _descent.balanced(losses, steps)]
-        cuts = [*(gone for gone in ends if met(plan, gone, goals)), chosen(plan, wish)]  # and the same share of each
+        cuts = [gone for gone in ends if met(plan, gone, goals)]
+        try:
+            cuts.append(chosen(plan, wish))  # and the same share of each
+        except InputError:
+            if not cuts:  # whole branches reach what channels alone can't
+                raise
         best = cuts[_rehearse.ranked(plan, cuts, feeds)[0]]
         return Choice(best, sensitivity=sensitivity(plan, steps, losses))
 
@@ -160,7 +166,10 @@ def _fast(
     if latency is None:
         raise InputError("target_speedup needs a target to measure on", remedy="name one, or use target_macs")
     if latency.get("precision") == "int8" and calibration is None:
-        raise InputError("target_speedup at int8 needs calibration data", remedy="give [data] a calibration split")
+        raise InputError(
+            "target_speedup at int8 needs calibration data",
+            remedy="give [data] a calibration split, or calibration=… from Python",
+        )
     gradients = _gradients(module, calibration) if getattr(member, "NEEDS_GRADIENTS", False) else None
 
     def choose(plan: Plan, wish: Wish) -> Choice:
@@ -188,7 +197,7 @@ def _result(outcomes: list[Outcome]) -> Pruned:
 def _whole_branches(outcomes: list[Outcome]) -> list[str]:
     """A word on the residual branches that went, by their layers."""
     gone = [b for o in outcomes for b in o.cut.branches]
-    each = (", ".join(layer_name(n) for o in outcomes for n in o.plan.costly if n in b.inside) for b in gone)
+    each = (branch_name(b, [n for o in outcomes for n in o.plan.costly]) for b in gone)
     return [f"residual branches that went whole: {'; '.join(each)}"] if gone else []
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgekit.console import track
 from edgekit.pruners._check import tensors
-from edgekit.pruners._plan import Plan, layer_name
+from edgekit.pruners._plan import Plan, branch_name
 from edgekit.pruners._rewrite import rewrite
 
 PROBES = 3  # widths of a group that are run; the others lie between
@@ -58,7 +58,7 @@ def sensitivity(plan: Plan, steps: list[list[int]], losses: list[list[float]]) -
         losses: From :func:`disturbances`.
     """
     names = [", ".join(group.layers) for group in plan.groups]
-    names += [f"all of {', '.join(layer_name(n) for n in plan.costly if n in b.inside)}" for b in plan.branches]
+    names += [f"all of {branch_name(b, plan.costly)}" for b in plan.branches]
     found = []
     for name, widths, row in zip(names, steps, losses, strict=True):
         half = min(range(len(widths)), key=lambda place: abs(2 * widths[place] - widths[0]))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,6 @@ from edgekit.pruners._rewrite import Cut, rewrite
 from edgekit.pruners._rules_math import bound
 from edgekit.pruners._sensitivity import disturbances, sensitivity
 from edgekit.target import Target
-from edgekit.workload import spool
 
 SLACK = 0.015  # a goal counts as reached this far below it: what a careful measurement can't tell apart
 TRIALS, CHECKS, PATHS, RETURNS = 6, 3, 4, 2
@@ -215,17 +213,6 @@ class _Line:
         self.calibration = calibration
         self.built: dict[bytes, Path] = {}
 
-    @cached_property
-    def spooled(self) -> spool.Spool:
-        """The calibration batches on disk, where children read them."""
-        if isinstance(self.calibration, spool.Spool):
-            return self.calibration
-        from edgekit.exported import feeds_of
-
-        module = self.plan.analysis.module
-        batches = ({k: v.numpy() for k, v in feeds_of(module, inputs).items()} for inputs, _ in self.calibration)
-        return spool.write(((feeds, None) for feeds in batches), self.folder / "calibration")
-
     def speed(self, gone: Tensor, effort: Mapping[str, Any]) -> float:
         """The measured speed-up over the original of the model without these bundles."""
         from edgekit.measure import Row, measure_rows
@@ -248,7 +235,7 @@ class _Line:
         self._call("edgekit.exporting:simplify_job", model=f"{stem}.onnx", out=f"{stem}.simple.onnx")
         source = f"{stem}.simple.onnx"
         if self.precision == "int8":
-            aim, spooled = self.target.model_dump(mode="json"), str(self.spooled.folder)
+            aim, spooled = self.target.model_dump(mode="json"), str(self.calibration.folder)
             settings = {"method": "static", "samples": CALIBRATION}
             self._call(
                 "edgekit.quantizers:quantize_job",

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgekit.quantizers._job import Job
-    from edgekit.workload.batches import Converter
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def quantize(
         InputError: A model, target, setting or sample that is wrong.
         StageError: The quantized model is bad, or ``max_drop`` can't be held.
     """
-    from edgekit.workload.batches import Converter
+    from edgekit.workload.batches import Converter, spooled
 
     chosen = target if isinstance(target, Target) else load_target(target)
     section = _section(method, settings)
@@ -96,8 +95,8 @@ def quantize(
         batches, first = _peek(calibration)
         source = _source(model, first, folder, opset)
         convert = Converter(source)
-        split = _spooled(batches, convert, folder / "calibration", section.samples)
-        judged = _spooled(validation, convert, folder / "validation") if validation is not None else None
+        split = spooled(batches, convert, folder / "calibration", section.samples)
+        judged = spooled(validation, convert, folder / "validation") if validation is not None else None
         report = child.call(
             "edgekit.quantizers:quantize_job",
             model=str(_onnx(source, folder, opset)),
@@ -112,21 +111,6 @@ def quantize(
     return Quantized(Path(out), report)
 
 
-def _spooled(batches: Iterable[Any], convert: Converter, folder: Path, limit: int | None = None) -> spool.Spool:
-    """Write batches to disk until there are ``limit`` samples: an endless iterator is no problem."""
-
-    def enough() -> Iterator[Any]:
-        count = 0
-        for number, batch in enumerate(batches):
-            feeds, labels = convert(batch, f"{folder.name} batch {number}")
-            yield feeds, labels
-            count += len(next(iter(feeds.values())))
-            if limit is not None and count >= limit:
-                return
-
-    return spool.write(enough(), folder)
-
-
 def _section(method: str, settings: dict[str, Any]) -> QuantizeSection:
     if "ranges" in settings:
         settings = {**settings, "calibration": settings["ranges"]}
@@ -136,9 +120,13 @@ def _section(method: str, settings: dict[str, Any]) -> QuantizeSection:
 
 def _peek(batches: Iterable[Any]) -> tuple[Iterator[Any], Any]:
     """The batches again, and the first of them."""
-    iterator = iter(batches)
     try:
+        iterator = iter(batches)
         first = next(iterator)
+    except TypeError:
+        raise InputError(
+            f"the calibration data are {batches!r}"[:200], remedy="give a list or another iterable of input batches"
+        ) from None
     except StopIteration:
         raise InputError(
             "the calibration data have no batch",

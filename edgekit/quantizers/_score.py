@@ -149,8 +149,8 @@ class _Tally:
         wanted, got = wanted.astype(np.float64), got.astype(np.float64)
         self.signal += float((wanted * wanted).sum())
         self.noise += float(((wanted - got) ** 2).sum())
-        if self.first is None:
-            self.first = (wanted[:1], got[:1])
+        if self.first is None or self.first[0].shape[1:] != wanted.shape[1:]:
+            self.first = (wanted[:1], got[:1])  # batches may be of several sizes
         self.wanted_spread = max(self.wanted_spread, float(np.abs(wanted - self.first[0]).max(initial=0.0)))
         self.spread = max(self.spread, float(np.abs(got - self.first[1]).max(initial=0.0)))
 

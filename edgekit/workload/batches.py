@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import onnxfile
 from edgekit.errors import InputError
+from edgekit.workload import spool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +99,21 @@ class Converter:
                 where=where,
                 remedy="clean the data; one such value spoils every range that is measured on it",
             )
+
+
+def spooled(batches: Iterable[Any], convert: Converter, folder: Path, limit: int | None = None) -> spool.Spool:
+    """Write batches to disk until there are ``limit`` samples: an endless iterator is no problem."""
+
+    def enough() -> Iterator[Any]:
+        count = 0
+        for number, batch in enumerate(batches):
+            feeds, labels = convert(batch, f"{folder.name} batch {number}")
+            yield feeds, labels
+            count += len(next(iter(feeds.values())))
+            if limit is not None and count >= limit:
+                return
+
+    return spool.write(enough(), folder)
 
 
 def as_array(value: Any) -> Array:
