@@ -178,6 +178,18 @@ def test_an_exported_program_goes_the_whole_way(files: Path, tmp_path: Path) -> 
     assert rows["small"]["macs"] < rows["fp32"]["macs"]
 
 
+def test_a_goal_out_of_reach_names_the_variant_and_the_key(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"target_macs = 0\.001 can't be reached: at least") as caught:
+        _run(
+            tmp_path,
+            base=files,
+            model=ModelSection(path="model.pt2"),
+            data=DataSection(entry=_splits(_points, train=4, calibration=2, test=4)),
+            variant=(Variant(name="tiny", prune={"target_macs": 0.001}),),
+        )
+    assert caught.value.where == "tiny@x86-cpu: prune"
+
+
 def test_half_floats_run_where_a_runtime_computes_them(files: Path, tmp_path: Path) -> None:
     """ONNX Runtime's CPU kernels know no bfloat16: that costs its own row alone, and a device's is judged by a copy.
 

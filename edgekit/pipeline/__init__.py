@@ -155,7 +155,8 @@ def build(shop: Workshop, row: Row) -> None:
                 row.stages.append((name, artifact))
                 took = "cached" if artifact.entry.cached else f"{time.monotonic() - start:.1f} s"
                 board.done(route.id, name, took)
-        except InputError:
+        except InputError as error:
+            error.where = error.where or f"{route.id}: {name}"
             raise
         except EdgekitError as error:
             row.status = "unavailable" if isinstance(error, UnavailableError) else "failed"
