@@ -248,7 +248,7 @@ def _why(solved: Components, ids: Tensor | None) -> str:
     bundles = torch.unique(solved.of[ids])
     if not bundles.any():
         return "no equal number of channels can go from each of its parts"
-    return "its channels can only go all together" if len(bundles) == 1 else "the ratio leaves it whole"
+    return "its channels can only go all together" if len(bundles) == 1 else "what was asked for leaves it whole"
 
 
 def _weight(plan: Any, node: Any) -> Value | None:
