@@ -45,7 +45,7 @@ def prune(shop: Workshop, route: Route, before: Artifact) -> Artifact | None:
     if calibration and (reads_data or route.prune.target_speedup):
         inputs["data"] = calibration.digest
     if route.prune.target_speedup:
-        arguments["latency"] = measured_on(route.target, "int8" if route.quantize else "fp32")
+        arguments["latency"] = measured_on(route.target, route.availability, "int8" if route.quantize else "fp32")
         inputs |= {**arguments["latency"], "machine": machine.fingerprint()}
 
     def work(folder: Path, _: Path) -> dict[str, Any]:

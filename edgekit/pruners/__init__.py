@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgekit import rooms
 from edgekit.errors import InputError, UnavailableError
-from edgekit.target import Target, availability, load_target
+from edgekit.target import Availability, Target, availability, load_target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -120,7 +120,7 @@ def prune(
     settings |= {"target_macs": target_macs, "target_parameters": target_parameters, "target_speedup": target_speedup}
     _in_range(settings)
     member = rooms.load("pruners", method)
-    latency = measured_on(target, precision) if target_speedup else None
+    latency = _here(target, precision) if target_speedup else None
     captured = capture(model, example_inputs)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         return pruned(captured, settings, member, _spooled(captured, calibration, Path(folder)), latency)
@@ -138,8 +138,16 @@ def _spooled(module: nn.Module, calibration: Iterable[Any] | None, folder: Path)
     return spooled(calibration, Converter(save(module, folder / "model.pt2")), folder / "calibration")
 
 
-def measured_on(target: str | Target, precision: str) -> dict[str, Any]:
+def _here(target: str | Target, precision: str) -> dict[str, Any]:
+    profile = target if isinstance(target, Target) else load_target(target)
+    return measured_on(profile, availability(profile), precision)
+
+
+def measured_on(target: Target, can: Availability, precision: str) -> dict[str, Any]:
     """Where and how ``target_speedup`` is measured, as :func:`prune_job` takes it.
+
+    Args:
+        can: Whether the target runs here.
 
     Raises:
         InputError: Another precision than ``fp32`` and ``int8``.
@@ -147,14 +155,13 @@ def measured_on(target: str | Target, precision: str) -> dict[str, Any]:
     """
     if precision not in ("fp32", "int8"):
         raise InputError(f"precision is {precision!r}", remedy='use "fp32" or "int8"')
-    profile = target if isinstance(target, Target) else load_target(target)
-    if (can := availability(profile)).status != "runs":
+    if can.status != "runs":
         raise UnavailableError(
             f"target_speedup is measured on the device, and {can.reason}",
-            where=profile.name,
+            where=target.name,
             remedy="use ratio or target_macs for this target, or prune on the device",
         )
-    return {"target": profile.model_dump(mode="json"), "precision": precision}
+    return {"target": target.model_dump(mode="json"), "precision": precision}
 
 
 def prune_job(

@@ -46,11 +46,10 @@ def branches(analysis: Analysis, costly: list[Node], still: set[Node]) -> list[B
             continue
         if len(set(operands)) < 2 or len({analysis.shapes[n] for n in (join, *operands)}) > 1 or _types(join) > 1:
             continue
-        each = [Branch(join, a, b, frozenset(_unread([(a, join)], read))) for a, b in (operands, operands[::-1])]
+        unscaled = join.kwargs.get("alpha", 1) == 1  # else the first operand alone can stay as it is
+        pairs = [operands, operands[::-1]] if unscaled else [operands[::-1]]
+        each = [Branch(join, a, b, frozenset(_unread([(a, join)], read))) for a, b in pairs]
         can_go = [b for b in each if b.inside & multiply and not b.inside & still and not _hides(b.inside, read)]
-        can_go = [
-            b for b in can_go if b.rest is join.args[0] or join.kwargs.get("alpha", 1) == 1
-        ]  # what stays is as it was
         if can_go:  # of two branches at one addition the one that does not carry a stream on
             found.append(min(can_go, key=lambda b: (_carries(b, data), -len(b.inside & multiply))))
     return found

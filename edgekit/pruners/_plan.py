@@ -144,24 +144,25 @@ def prune_once(
     def make_plan() -> Plan:
         return planned(module, shapes, wish, rank, gradients, banned, whole)
 
+    plan = make_plan()
     if choose is not None:
         even = replace(wish, ratio=0.5, scope="local", target_macs=None, target_parameters=None)
-        _proved(module, feeds, make_plan, lambda plan: Choice(chosen(plan, even)), banned, whole)
+        plan = _proved(plan, lambda plan: Choice(chosen(plan, even)), feeds, make_plan, banned, whole).plan
     pick = choose or (lambda plan, wish: Choice(chosen(plan, wish)))
-    return _proved(module, feeds, make_plan, lambda plan: pick(plan, wish), banned, whole)
+    return _proved(plan, lambda plan: pick(plan, wish), feeds, make_plan, banned, whole)
 
 
 def _proved(
-    module: Exported,
+    plan: Plan,
+    choose: Callable[[Plan], Choice],
     feeds: list[Any],
     make_plan: Callable[[], Plan],
-    choose: Callable[[Plan], Choice],
     banned: dict[str, str],
     whole: set[str],
 ) -> Outcome:
     """Choose, cut and prove, until a cut is proved; ``banned`` and ``whole`` take what is not, for the next plan."""
+    module = plan.analysis.module
     for _ in range(ATTEMPTS):
-        plan = make_plan()
         choice = choose(plan)
         cut = plan.cut(choice.gone)
         pruned, nodes = rewrite(module, plan.analysis, cut)
@@ -170,11 +171,12 @@ def _proved(
             return Outcome(pruned, plan, cut, proof.worst, choice)
         if cut.branches:
             whole |= {branch.join.name for branch in cut.branches}
-            continue
-        if proof.culprit.name in banned:
+        elif proof.culprit.name in banned:
             break
-        unproved = f"it could not be proved at '{proof.culprit.name}' ({proof.how}) and was put back"
-        banned[proof.culprit.name] = plan.analysis.refused.get(proof.culprit, unproved)
+        else:
+            unproved = f"it could not be proved at '{proof.culprit.name}' ({proof.how}) and was put back"
+            banned[proof.culprit.name] = plan.analysis.refused.get(proof.culprit, unproved)
+        plan = make_plan()
     nothing = plan.cut(plan.gone({}))
     untouched, _ = rewrite(module, plan.analysis, nothing)
     return Outcome(untouched, plan, nothing, 0.0)

@@ -196,9 +196,8 @@ def _result(outcomes: list[Outcome]) -> Pruned:
 
 def _whole_branches(outcomes: list[Outcome]) -> list[str]:
     """A word on the residual branches that went, by their layers."""
-    gone = [b for o in outcomes for b in o.cut.branches]
-    each = (branch_name(b, [n for o in outcomes for n in o.plan.costly]) for b in gone)
-    return [f"residual branches that went whole: {'; '.join(each)}"] if gone else []
+    gone = [branch_name(branch, o.plan.costly) for o in outcomes for branch in o.cut.branches]
+    return [f"residual branches that went whole: {'; '.join(gone)}"] if gone else []
 
 
 def origin(outcomes: Iterable[Outcome]) -> dict[str, Tensor]:

@@ -140,9 +140,8 @@ def _pruned(row: Row) -> Child:
         return None
     caption = "What pruning took from each layer"
     head = ["Layer", "Channels", "Multiply-adds", "Parameters", "Left whole because"]
-    notes = (
-        [el("p", str(note), class_="hint") for note in listed] if isinstance(listed := told.get("notes"), list) else []
-    )
+    listed = told.get("notes")
+    notes = [el("p", str(note), class_="hint") for note in listed] if isinstance(listed, list) else []
     return _fold(caption, el("div", notes, table(caption, head, lines[:MOST_FACTS])), aside=True)
 
 
