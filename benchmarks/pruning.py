@@ -157,8 +157,12 @@ def one(name: str, tool: str, onnx: bool, answer: Connection) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        tools = {"edgekit": lambda: ours(name, onnx), "torch-pruning": lambda: theirs(name)}
-        answer.send((tools | {"branches": lambda: branches(name)})[tool]())
+        tools = {
+            "edgekit": lambda: ours(name, onnx),
+            "torch-pruning": lambda: theirs(name),
+            "branches": lambda: branches(name),
+        }
+        answer.send(tools[tool]())
     except Exception as error:
         answer.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"})
 

@@ -97,7 +97,7 @@ def test_a_group_that_is_lost_costs_more_with_every_further_channel(plan: Plan) 
 
 def test_an_even_cut_leaves_each_group_the_same_share_and_keeps_to_the_cost(plan: Plan) -> None:
     steps = [_descent.widths(len(group.members)) for group in plan.groups]
-    gone = _descent.even(plan, steps, _descent.floors(plan, [(plan.macs, 0.5 * plan.macs())]))
+    gone = _descent.even(plan, steps, _descent.floors(plan, {"macs": 0.5 * plan.macs()}))
     assert [int(gone[group.members].sum()) for group in plan.groups] == [8, 8]
     assert plan.macs(plan.cut(gone)) <= 0.5 * plan.macs()
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from edgekit.exported._graphmodule import Exported
 from edgekit.pruners import _macs
-from edgekit.pruners._plan import Measure, Plan, feeds_for
+from edgekit.pruners._plan import Goals, Plan, feeds_for
 from edgekit.pruners._rewrite import Cut
 
 SAMPLES, BYTES = 384, 2**28  # at most, to judge cuts by
@@ -146,16 +146,16 @@ class Goal:
     floor: float
 
 
-def floors(plan: Plan, goals: list[tuple[Measure, float]]) -> list[Goal]:
+def floors(plan: Plan, goals: Goals) -> list[Goal]:
     """The goals of :func:`edgekit.pruners._plan.goals_of`, with what each node costs in their own measure."""
     found = []
-    for whole, most in goals:
-        if whole == plan.parameters:
+    for name, most in goals.items():
+        if name == "parameters":
             nodes = _macs.parameter_nodes(plan.analysis, set())
             ledger = Ledger(plan, nodes, lambda n, cut: math.prod(cut.shape(plan.analysis.value(n))))
         else:
             ledger = Ledger(plan, plan.costly, lambda n, cut: _macs.macs_of(plan.analysis, n, cut.shape) / plan.batch)
-        found.append(Goal(ledger, most / whole()))
+        found.append(Goal(ledger, most / getattr(plan, name)()))
     return found
 
 

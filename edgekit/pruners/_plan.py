@@ -27,7 +27,7 @@ from edgekit.pruners._rewrite import Cut, rewrite
 ATTEMPTS = 24
 
 Choose = Callable[["Plan", "Wish"], "Choice"]
-Measure = Callable[..., int]  # of a cut, or of the whole model where none is given
+Goals = Mapping[str, float]  # "macs" or "parameters", as the plan counts them → how much may be left
 
 
 @dataclass(frozen=True)
@@ -294,12 +294,12 @@ def chosen(plan: Plan, wish: Wish) -> Tensor:
     if not goals:
         return _at(plan, wish, wish.ratio)
     low, high = 0.0, 1.0
-    for whole, most in goals:
-        if (least := whole(plan.cut(_at(plan, wish, high)))) > most:
-            name = f"target_{whole.__name__}"
+    for name, most in goals.items():
+        count = getattr(plan, name)
+        if (least := count(plan.cut(_at(plan, wish, high)))) > most:
             raise InputError(
-                f"{name} = {most / whole():.3f} can't be reached: at least {least / whole():.3f} must stay",
-                remedy=f"raise {name}, or protect fewer layers",
+                f"target_{name} = {most / count():.3f} can't be reached: at least {least / count():.3f} must stay",
+                remedy=f"raise target_{name}, or protect fewer layers",
             )
     for _ in range(20):
         middle = (low + high) / 2
@@ -310,16 +310,16 @@ def chosen(plan: Plan, wish: Wish) -> Tensor:
     return _at(plan, wish, high)
 
 
-def goals_of(plan: Plan, wish: Wish) -> list[tuple[Measure, float]]:
-    """What the goals are counted in, and how much may be left; none where a ratio is asked for."""
-    asked = ((plan.macs, wish.target_macs), (plan.parameters, wish.target_parameters))
-    return [(whole, share * whole()) for whole, share in asked if share is not None]
+def goals_of(plan: Plan, wish: Wish) -> Goals:
+    """How much may be left; nothing is said where a ratio is asked for."""
+    asked = {"macs": wish.target_macs, "parameters": wish.target_parameters}
+    return {name: share * getattr(plan, name)() for name, share in asked.items() if share is not None}
 
 
-def met(plan: Plan, gone: Tensor, goals: list[tuple[Measure, float]]) -> bool:
+def met(plan: Plan, gone: Tensor, goals: Goals) -> bool:
     """Whether a cut keeps to the goals."""
     cut = plan.cut(gone)
-    return all(whole(cut) <= most for whole, most in goals)
+    return all(getattr(plan, name)(cut) <= most for name, most in goals.items())
 
 
 def count_at(plan: Plan, wish: Wish) -> float:

@@ -136,7 +136,7 @@ def _by_sensitivity(module: Exported, calibration: Any) -> Choose:
         steps = [*(_steps(group, wish) for group in plan.groups), *(_descent.BRANCH for _ in plan.branches)]
         feeds = _descent.samples(module, calibration)
         losses = disturbances(plan, steps, feeds)
-        goals = goals_of(plan, wish) or [(plan.macs, count_at(plan, wish))]
+        goals = goals_of(plan, wish) or {"macs": count_at(plan, wish)}
         floors = _descent.floors(plan, goals)
         ends = [_descent.descend(plan, steps, floors, way).gone[-1] for way in _descent.balanced(losses, steps)]
         cuts = [gone for gone in ends if met(plan, gone, goals)]

@@ -41,7 +41,7 @@ from edgekit.pruners._descent import (
     widths,
 )
 from edgekit.pruners._macs import macs_of
-from edgekit.pruners._plan import Choice, Measure, Plan, met
+from edgekit.pruners._plan import Choice, Goals, Plan, met
 from edgekit.pruners._rewrite import Cut, rewrite
 from edgekit.pruners._rules_math import bound
 from edgekit.pruners._sensitivity import disturbances, sensitivity
@@ -60,7 +60,7 @@ Cuts = Callable[[float], list[Tensor]]  # a share of the predicted cost → what
 def choose(
     plan: Plan,
     goal: float,
-    others: list[tuple[Measure, float]],
+    others: Goals,
     latency: Mapping[str, Any],
     module: Exported,
     calibration: Any,
@@ -170,10 +170,6 @@ class _Costs:
         if spec in self.times:
             return self.times[spec]
         return macs_of(self.plan.analysis, node, cut.shape) * self.per_mac
-
-    def of(self, cut: Cut) -> float:
-        """Milliseconds of all layers that multiply."""
-        return sum(self.node(node, cut) for node in self.plan.costly if node not in cut.unread)
 
 
 def _combinations(steps: list[list[int]], near: list[int]) -> Iterable[dict[int, int]]:
